@@ -1,0 +1,51 @@
+# make test, make bench: on a machine with Python >= 3.11, make and a C++ compiler, and nothing else.
+# With VENV= they use PYTHON as it is and install nothing: make test VENV= PYTHON=python3
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+PYTEST_FLAGS ?= -n 2
+
+CXX_SOURCES = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+REQUIREMENTS = $(filter-out requirements/cuda.txt, $(wildcard requirements/*.txt))
+
+ifeq ($(strip $(VENV)),)
+python = $(PYTHON)
+else
+python = $(VENV)/bin/python
+environment = $(VENV)/.complete
+endif
+
+# benchmarks/ and tests/ see the package in place.
+export PYTHONPATH = $(CURDIR)
+
+.PHONY: test bench build lint format clean
+
+test: build
+	$(python) -m pytest $(PYTEST_FLAGS)
+
+bench: build
+	$(python) benchmarks/bench_loss.py --quick
+
+build: $(environment)
+	$(python) setup.py build_ext --inplace
+
+lint: $(environment)
+	$(python) -m ruff check .
+	$(python) -m ruff format --check .
+	$(python) -m mypy
+	$(dir $(python))clang-format --dry-run -Werror $(CXX_SOURCES)
+
+format: $(environment)
+	$(python) -m ruff check --fix .
+	$(python) -m ruff format .
+	$(dir $(python))clang-format -i $(CXX_SOURCES)
+
+clean:
+	rm -rf build dist *.egg-info discloss_cuda/*.so
+
+# The CUDA compiler comes from the machine, or else from packages; it needs no GPU.
+$(VENV)/.complete: $(REQUIREMENTS) requirements/cuda.txt
+	$(PYTHON) -m venv $(VENV)
+	$(python) -m pip install '$(TORCH)' $(REQUIREMENTS:%=--requirement %)
+	$(python) -m build_tools.nvcc || $(python) -m pip install --requirement requirements/cuda.txt
+	touch $@

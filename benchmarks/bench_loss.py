@@ -1,0 +1,162 @@
+"""Speed and memory of the discriminative loss, beside the best that PyTorch can do without it.
+
+Every implementation is first held to a float64 computation, loss and gradient; one that is wrong
+is reported as WRONG, is not timed, and makes the exit status 1. The right ones are timed, forward,
+backward, and both, in units of a copy of the embedding in the same run: every embedding has to be
+read and every gradient written, so one copy is the least that both can cost.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import exact
+import memory
+import report
+import torch
+from measure import DTYPES, Settings, measure
+from workloads import WORKLOADS, Workload
+
+AUTOMATIC = Path("DATE-machine.json")  # stands for the name that `report.default_file` gives
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; the exit status is 1 if any implementation was wrong."""
+    options = _parse(arguments)
+    chosen = _choose(options.workload, options.device, options.quick)
+    if options.list:
+        for workload in chosen:
+            print(f"{workload.name:16}{workload.about}")
+        return 0
+    torch.set_num_threads(options.threads)
+    machine = report.environment(options.device, options.threads, options.commit)
+    if options.json == AUTOMATIC:
+        options.json = report.default_file(machine)
+    settings = Settings(
+        device=options.device,
+        threads=options.threads,
+        rounds=options.rounds,
+        seconds=options.seconds,
+        quick=options.quick,
+        compiled=not options.no_compile,
+        all=options.all,
+    )
+    print(_preamble(machine), flush=True)
+    progress = _Progress()
+    records: list[report.Record] = []
+    for workload in chosen:
+        for dtype in options.dtypes:
+            progress.start(f"{workload.name} {dtype}")
+            records.append(measure(workload, dtype, settings, progress))
+            progress.clear()
+            print(report.table(records[-1]), flush=True)
+            _write(options, machine, records)  # now: a run that is cut short leaves its results
+    rows = [row for record in records for row in record["rows"]]
+    bad = [row for row in rows if row["status"].startswith(("WRONG", "FAILED"))]
+    if bad:
+        print(f"wrong or failed: {len(bad)} of {len(rows)}", file=sys.stderr)
+    return 1 if bad else 0
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    add("--device", choices=("cpu", "cuda"), default=default, help=f"default here: {default}")
+    add("--threads", type=int, default=torch.get_num_threads(), help="CPU threads of all sides")
+    add("--dtype", choices=DTYPES, help="only this dtype; default: both, with --quick float32")
+    add("--quick", action="store_true", help="real label maps, fewer baselines and repeats")
+    add("--workload", metavar="NAME", action="append", help="only this one; may hold *, and repeat")
+    add("--list", action="store_true", help="name the workloads and stop")
+    add("--no-compile", action="store_true", help="leave the torch.compile baselines out")
+    add("--all", action="store_true", help="time all formulations at length, not the best of each")
+    add("--rounds", type=int, help="turns of every implementation; default 7, with --quick 4")
+    add("--seconds", type=float, help="least length of a turn; default 0.1, CUDA or --quick 0.04")
+    add("--commit", help="to be recorded where this is no git checkout")
+    where = "write all numbers, with machine and versions"
+    auto = "; without FILE: results/DATE-machine.json beside this program"
+    add("--json", metavar="FILE", type=Path, nargs="?", const=AUTOMATIC, help=where + auto)
+    add("--csv", metavar="FILE", type=Path, help=where)
+    add("--plot", metavar="FILE", type=Path, help="draw the multiples of a copy (matplotlib)")
+    options = parser.parse_args(arguments)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch finds no CUDA device")
+    if options.plot and importlib.util.find_spec("matplotlib") is None:
+        parser.error("--plot needs matplotlib: pip install matplotlib")
+    options.rounds = options.rounds or (4 if options.quick else 7)
+    options.seconds = options.seconds or (
+        0.04 if options.quick or options.device == "cuda" else 0.1
+    )
+    chosen = ["float32"] if options.quick else list(DTYPES)
+    options.dtypes = [options.dtype] if options.dtype else chosen
+    return options
+
+
+def _choose(patterns: list[str] | None, device: str, quick: bool) -> list[Workload]:
+    here = [workload for workload in WORKLOADS if device in workload.devices]
+    if not patterns:
+        return [w for w in here if not w.hidden and (w.quick or not quick)]
+    found = [w for w in here if any(fnmatch.fnmatchcase(w.name, p) for p in patterns)]
+    if not found:
+        names = ", ".join(workload.name for workload in here)
+        raise SystemExit(f"--workload: expected one of {names}, got {', '.join(patterns)}")
+    return found
+
+
+def _preamble(machine: dict[str, Any]) -> str:
+    facts = ", ".join(f"{key} {value}" for key, value in machine.items())
+    return (
+        f"{facts}\n"
+        f"checked first: |loss - float64| <= {exact.LOSS_TOLERANCE:g} |loss|, |gradient - float64| "
+        f"<= {exact.GRAD_TOLERANCE:g} of the image's largest (bfloat16: + 2^-8)\n"
+        "eager, compile: the fastest formulation in plain PyTorch, given consecutive ids for free; "
+        "the others start from the ids as they come\n"
+        "x copy_: multiples of a copy_ of the embedding into a ready buffer in this run; "
+        "useful: embedding and ids read once, gradient written once\n"
+        f"peak: beside the inputs, gradient included; {memory.HOW[machine['device']]}\n"
+    )
+
+
+class _Progress:
+    """One line on a terminal, rewritten; nothing where standard error is kept."""
+
+    def __init__(self) -> None:
+        self._shown = sys.stderr.isatty()
+        self._about = ""
+
+    def start(self, about: str) -> None:
+        self._about = about
+
+    def __call__(self, text: str) -> None:
+        self._write(f"{self._about}: {text}"[:100])
+
+    def clear(self) -> None:
+        self._write("")
+
+    def _write(self, line: str) -> None:
+        if self._shown:
+            print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
+
+
+def _write(
+    options: argparse.Namespace, machine: dict[str, Any], records: list[report.Record]
+) -> None:
+    """Writes the files asked for, whole."""
+    if options.json:
+        report.write_json(options.json, machine, records)
+    if options.csv:
+        report.write_csv(options.csv, machine, records)
+    if options.plot:
+        report.write_plot(options.plot, machine, records)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,178 @@
+"""Timers: the same three phases on CPU and CUDA, in rounds, with quantiles.
+
+On the CPU it is `torch.utils.benchmark.Timer`. On CUDA it is a pair of events around one call, the
+L2 cache flushed before it. All subjects take turns in every round, so that a clock that drifts or
+a neighbour that wakes up hits them alike.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.benchmark import Timer
+
+PHASES = ("forward", "backward", "both")
+
+Key = tuple[str, str]  # name and phase
+
+FLUSH_AT_LEAST = 256 << 20  # bytes; takes long enough for the host to launch what is timed
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A loss and its input, a leaf that requires a gradient."""
+
+    loss: Callable[[Tensor], Tensor]
+    embeddings: Tensor
+
+
+def both(subject: Subject) -> Tensor:
+    """One forward and backward; the gradient is a new tensor every time."""
+    subject.embeddings.grad = None
+    loss = subject.loss(subject.embeddings)
+    loss.backward()
+    return loss
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is timed: `run`, on what `prepare` made outside of the timer."""
+
+    run: Callable[[Any], object]
+    prepare: Callable[[], Any] | None = None
+
+
+def phases(subject: Subject) -> dict[str, Work]:
+    """Forward, backward, and both in one."""
+
+    def forward_of_backward() -> Tensor:
+        subject.embeddings.grad = None
+        return subject.loss(subject.embeddings)
+
+    return {
+        "forward": Work(lambda _: subject.loss(subject.embeddings)),
+        "backward": Work(lambda loss: loss.backward(), forward_of_backward),
+        "both": Work(lambda _: both(subject)),
+    }
+
+
+@dataclass
+class Series:
+    """Seconds of all repeats."""
+
+    times: list[float] = field(default_factory=list)
+    host: list[float] = field(default_factory=list)  # CUDA: until the call returned
+
+    def summary(self) -> dict[str, float]:
+        """Median and 20/80 % quantiles in milliseconds, and the host's median on CUDA."""
+        low, median, high = np.quantile(self.times, (0.2, 0.5, 0.8)) * 1e3
+        result = {"median_ms": float(median), "q20_ms": float(low), "q80_ms": float(high)}
+        if self.host:
+            result["host_ms"] = float(np.median(self.host) * 1e3)
+        return result
+
+
+class Sampler(Protocol):
+    """Repeats one piece of work for about so many seconds."""
+
+    def sample(self, seconds: float) -> Series: ...
+
+
+class _Stopwatch:
+    """A clock that stands still unless started: its time is that of the parts in between."""
+
+    def __init__(self) -> None:
+        self._elapsed = 0.0
+        self._since = 0.0
+
+    def start(self) -> None:
+        self._since = time.perf_counter()
+
+    def stop(self) -> None:
+        self._elapsed += time.perf_counter() - self._since
+
+    def __call__(self) -> float:
+        return self._elapsed
+
+
+class CpuSampler:
+    """`torch.utils.benchmark.Timer`, with preparations kept off the clock."""
+
+    def __init__(self, work: Work, threads: int) -> None:
+        clock: Callable[[], float] = time.perf_counter
+        variables: dict[str, object] = {"run": work.run}
+        statement = "run(None)"
+        if work.prepare is not None:
+            clock = watch = _Stopwatch()
+            variables |= {"prepare": work.prepare, "watch": watch}
+            statement = "prepared = prepare(); watch.start(); run(prepared); watch.stop()"
+        self._timer = Timer(statement, globals=variables, timer=clock, num_threads=threads)
+
+    def sample(self, seconds: float) -> Series:
+        return Series(list(self._timer.blocked_autorange(min_run_time=seconds).times))
+
+
+class CudaSampler:
+    """Events around single calls, a cold L2 cache before each, and the host's time beside them."""
+
+    def __init__(self, work: Work) -> None:
+        self._work = work
+
+    def sample(self, seconds: float) -> Series:
+        series = Series()
+        self._once()  # the first call after another subject: allocator and clocks
+        end = time.perf_counter() + seconds
+        while not series.times or time.perf_counter() < end:
+            device, host = self._once()
+            series.times.append(device)
+            series.host.append(host)
+        return series
+
+    def _once(self) -> tuple[float, float]:
+        prepared = self._work.prepare() if self._work.prepare else None
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        _flush_buffer().zero_()
+        start.record()
+        began = time.perf_counter()
+        self._work.run(prepared)
+        host = time.perf_counter() - began
+        stop.record()
+        torch.cuda.synchronize()
+        return start.elapsed_time(stop) / 1e3, host
+
+
+@functools.cache
+def _flush_buffer() -> Tensor:
+    """More than the L2 cache holds."""
+    cache = torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
+    return torch.empty(max(FLUSH_AT_LEAST, 2 * cache), dtype=torch.int8, device="cuda")
+
+
+def sampler(work: Work, device: str, threads: int) -> Sampler:
+    """The timer of the device."""
+    return CudaSampler(work) if device == "cuda" else CpuSampler(work, threads)
+
+
+def in_rounds(
+    samplers: Mapping[Key, Sampler],
+    rounds: int,
+    seconds: float,
+    progress: Callable[[str], None] = lambda _: None,
+) -> dict[Key, Series]:
+    """All repeats of all subjects; each takes its turn of `seconds` in every round."""
+    result = {key: Series() for key in samplers}
+    for number in range(rounds):
+        for key in samplers:
+            progress(f"round {number + 1}/{rounds}: {' '.join(key)}")
+            part = samplers[key].sample(seconds)
+            result[key].times += part.times
+            result[key].host += part.host
+    return result

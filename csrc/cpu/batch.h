@@ -1,0 +1,143 @@
+// The images of a batch: how each is numbered, and how their pixels are shared among the threads.
+#pragma once
+
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "ids.h"
+#include "kernels.h"
+#include "layout.h"
+#include "strides.h"
+
+namespace discloss::cpu {
+
+// Images of a packed batch, whose offsets are contiguous, or of a dense one.
+inline Images images_of(const at::Tensor& pixels, const at::Tensor& offsets) {
+  if (offsets.defined()) {
+    return {offsets.numel() - 1, 0, offsets.const_data_ptr<int64_t>()};
+  }
+  const int64_t count = pixels.size(0);
+  return {count, count == 0 ? 0 : pixels.numel() / count, nullptr};
+}
+
+inline at::Tensor contiguous_offsets(const std::optional<at::Tensor>& offsets) {
+  return offsets.has_value() ? offsets->contiguous() : at::Tensor();
+}
+
+// Calls body(b, parts) for every image: large images one after the other, so that each is still in
+// the cache for its second pass, with their pixels in as many parts as there are threads; small
+// ones side by side, in one part. What is a part depends on sizes and the number of threads alone,
+// and sums over parts are made in their order: results are the same from run to run.
+template <typename Body>
+void for_each_image(const Images& images, int64_t channels, const Body& body) {
+  const int64_t threads = at::get_num_threads();
+  const int64_t large = images.count < threads ? 1 << 15 : 1 << 18;  // elements
+  const auto parts_of = [&](int64_t b) -> int64_t {
+    return images.size(b) * channels < large ? 1 : threads;
+  };
+  for (int64_t b = 0; b < images.count; ++b) {
+    if (parts_of(b) > 1) {
+      body(b, parts_of(b));
+    }
+  }
+  at::parallel_for(0, images.count, 1, [&](int64_t first, int64_t last) {
+    for (int64_t b = first; b < last; ++b) {
+      if (parts_of(b) == 1) {
+        body(b, 1);
+      }
+    }
+  });
+}
+
+// Calls body(part, begin, end) for each of the parts of n, in parallel.
+template <typename Body>
+void for_each_part(int64_t n, int64_t parts, const Body& body) {
+  at::parallel_for(0, parts, 1, [&](int64_t first, int64_t last) {
+    for (int64_t part = first; part < last; ++part) {
+      const int64_t begin = part_boundary(n, parts, part);
+      body(part, begin, part_boundary(n, parts, part + 1));
+    }
+  });
+}
+
+// Embeddings and slots of a batch.
+template <typename scalar_t>
+struct BatchPixels {
+  const scalar_t* embeddings;
+  const scalar_t* end;
+  Strides strides;
+  int64_t channels;
+  Images images;
+  const int32_t* slots;
+
+  BatchPixels(const EmbeddingView& view, const Images& images_of_batch, const at::Tensor& slots_)
+      : embeddings(view.tensor.const_data_ptr<scalar_t>()),
+        end(embeddings),
+        strides(view.strides),
+        channels(view.tensor.size(1)),
+        images(images_of_batch),
+        slots(slots_.const_data_ptr<int32_t>()) {
+    if (view.tensor.numel() > 0) {
+      ++end;
+      for (int64_t axis = 0; axis < view.tensor.dim(); ++axis) {
+        end += (view.tensor.size(axis) - 1) * view.tensor.stride(axis);
+      }
+    }
+  }
+
+  // Pixels begin <= i < end of image b.
+  Pixels<scalar_t> range(int64_t b, int64_t begin, int64_t last) const {
+    return {embeddings + images.embedding(b, strides) + begin * strides.pixel,
+            end,
+            strides.channel,
+            strides.pixel,
+            channels,
+            slots + images.begin(b) + begin,
+            last - begin};
+  }
+};
+
+// The memory behind Scratch.
+template <typename accscalar_t>
+class ScratchMemory {
+ public:
+  explicit ScratchMemory(int64_t channels)
+      : pitch_(tile_pitch(channels)),
+        numbers_(static_cast<size_t>(pitch_ * (padded_channels(channels) + 2))),
+        runs_(static_cast<size_t>(pitch_)) {}
+
+  Scratch<accscalar_t> scratch() {
+    accscalar_t* numbers = numbers_.data();
+    return {numbers + 2 * pitch_, numbers, numbers + pitch_, runs_.data()};
+  }
+
+ private:
+  int64_t pitch_;
+  std::vector<accscalar_t> numbers_;
+  std::vector<Run> runs_;
+};
+
+// The best table that this processor can run.
+template <typename scalar_t>
+const Kernels<scalar_t>& best_kernels(int64_t norm, int64_t channels) {
+#if defined(__x86_64__)
+  static const bool has_avx512 = __builtin_cpu_supports("avx512f") &&
+                                 __builtin_cpu_supports("avx512bw") &&
+                                 __builtin_cpu_supports("avx512dq") &&
+                                 __builtin_cpu_supports("avx512vl");
+  static const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  if (has_avx512) {
+    return avx512::kernels<scalar_t>(norm, channels);
+  }
+  if (has_avx2) {
+    return avx2::kernels<scalar_t>(norm, channels);
+  }
+#endif
+  return baseline::kernels<scalar_t>(norm, channels);
+}
+
+}  // namespace discloss::cpu

@@ -1,0 +1,156 @@
+// A SIMD vector of numbers, so that each loop over pixels is written once and compiled for every
+// instruction set.
+//
+// This header and those above it (storage.h, tile.h, channel_major.h, pixel_major.h, passes.h) are
+// compiled once per instruction set, by kernels_*.cpp, each time into a namespace of its own: no
+// function compiled for AVX-512 may be the one that another processor calls. For the same reason
+// nothing of the standard library is instantiated here.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+#include <utility>
+
+#ifndef DISCLOSS_CPU_TARGET
+#error "include this header from a kernels_*.cpp, which names the instruction set"
+#endif
+
+#define DISCLOSS_INLINE inline __attribute__((always_inline))
+
+// Vectors are only ever passed to functions that are inlined, so how they are passed is no matter.
+#pragma GCC diagnostic ignored "-Wpsabi"
+
+namespace discloss::cpu::DISCLOSS_CPU_TARGET {
+
+// W numbers side by side; W is a power of two.
+template <typename T, int W>
+struct Pack {
+  typedef T Vector __attribute__((vector_size(W * sizeof(T))));
+  using Lanes = std::make_integer_sequence<int, W>;
+
+  // The result of a comparison, lane by lane.
+  struct Mask {
+    decltype(Vector{} < Vector{}) value;
+  };
+
+  Vector value;
+
+  Pack() = default;
+  DISCLOSS_INLINE explicit Pack(T x) : value(x - Vector{}) {}
+  static DISCLOSS_INLINE Pack of(Vector vector) {
+    Pack pack;
+    pack.value = vector;
+    return pack;
+  }
+
+  friend DISCLOSS_INLINE Pack operator+(Pack a, Pack b) { return of(a.value + b.value); }
+  friend DISCLOSS_INLINE Pack operator-(Pack a, Pack b) { return of(a.value - b.value); }
+  friend DISCLOSS_INLINE Pack operator*(Pack a, Pack b) { return of(a.value * b.value); }
+  friend DISCLOSS_INLINE Pack operator/(Pack a, Pack b) { return of(a.value / b.value); }
+  friend DISCLOSS_INLINE Mask operator<(Pack a, Pack b) { return {a.value < b.value}; }
+  friend DISCLOSS_INLINE Mask operator>(Pack a, Pack b) { return {a.value > b.value}; }
+  friend DISCLOSS_INLINE Mask operator<=(Pack a, Pack b) { return {a.value <= b.value}; }
+  friend DISCLOSS_INLINE Mask operator==(Pack a, Pack b) { return {a.value == b.value}; }
+
+  friend DISCLOSS_INLINE Pack select(Mask mask, Pack yes, Pack no) {
+    return of(mask.value ? yes.value : no.value);
+  }
+  friend DISCLOSS_INLINE Pack fabs(Pack a) { return select(a < Pack(T(0)), Pack(T(0)) - a, a); }
+  friend DISCLOSS_INLINE Pack sqrt(Pack a) {
+    Pack root;
+    for (int lane = 0; lane < W; ++lane) {
+      root.value[lane] = std::sqrt(a.value[lane]);
+    }
+    return root;
+  }
+};
+
+namespace detail {
+
+template <typename P, int... I>
+DISCLOSS_INLINE typename P::Mask first_lanes(int64_t count, std::integer_sequence<int, I...>) {
+  using Integers = decltype(P::Mask::value);
+  using Integer = std::decay_t<decltype(Integers{}[0])>;
+  return {Integers{I...} < (static_cast<Integer>(count) - Integers{})};
+}
+
+// A lane of a shuffle's result: the lane of a, or behind those of b, that it takes.
+template <int kOffset, typename P, int... I>
+DISCLOSS_INLINE P interleave(P a, P b, std::integer_sequence<int, I...>) {
+  constexpr int kLanes = sizeof...(I);
+#ifdef __clang__
+  return P::of(__builtin_shufflevector(a.value, b.value, (kOffset + I / 2 + I % 2 * kLanes)...));
+#else
+  using Integers = decltype(P::Mask::value);
+  return P::of(__builtin_shuffle(a.value, b.value,
+                                 Integers{(kOffset + I / 2 + I % 2 * kLanes)...}));
+#endif
+}
+
+}  // namespace detail
+
+// True in the first `count` lanes.
+template <typename P>
+DISCLOSS_INLINE typename P::Mask first_lanes(int64_t count) {
+  return detail::first_lanes<P>(count, typename P::Lanes{});
+}
+
+// a0 b0 a1 b1 ... of the lower halves
+template <typename T, int W>
+DISCLOSS_INLINE Pack<T, W> interleave_low(Pack<T, W> a, Pack<T, W> b) {
+  return detail::interleave<0>(a, b, typename Pack<T, W>::Lanes{});
+}
+
+// ... and of the upper halves
+template <typename T, int W>
+DISCLOSS_INLINE Pack<T, W> interleave_high(Pack<T, W> a, Pack<T, W> b) {
+  return detail::interleave<W / 2>(a, b, typename Pack<T, W>::Lanes{});
+}
+
+// rows[r] lane l <-> rows[l] lane r. One round of interleaving moves the highest bit of the row
+// number to the end of the lane number and the highest bit of the lane number to the end of the
+// row number; after log2(W) rounds the two have changed places.
+template <typename T, int W>
+DISCLOSS_INLINE void transpose(Pack<T, W> (&rows)[W]) {
+#pragma GCC unroll 8
+  for (int round = 1; round < W; round *= 2) {
+    Pack<T, W> next[W];
+#pragma GCC unroll 16
+    for (int i = 0; i < W / 2; ++i) {
+      next[2 * i] = interleave_low(rows[i], rows[i + W / 2]);
+      next[2 * i + 1] = interleave_high(rows[i], rows[i + W / 2]);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < W; ++i) {
+      rows[i] = next[i];
+    }
+  }
+}
+
+// Lane r of the result is the sum over the lanes of rows[r]: the rounds of transpose, but the two
+// halves of each lane number are added where transpose would make rows of them.
+template <typename T, int W>
+DISCLOSS_INLINE Pack<T, W> sum_of_each(Pack<T, W> (&rows)[W]) {
+#pragma GCC unroll 8
+  for (int half = W / 2; half > 0; half /= 2) {
+#pragma GCC unroll 16
+    for (int i = 0; i < half; ++i) {
+      rows[i] = interleave_low(rows[i], rows[i + half]) +
+                interleave_high(rows[i], rows[i + half]);
+    }
+  }
+  return rows[0];
+}
+
+template <typename T, int W>
+DISCLOSS_INLINE T sum_of_lanes(Pack<T, W> pack) {
+#pragma GCC unroll 8
+  for (int half = W / 2; half > 0; half /= 2) {
+    pack = interleave_low(pack, pack) + interleave_high(pack, pack);
+  }
+  return pack.value[0];
+}
+
+}  // namespace discloss::cpu::DISCLOSS_CPU_TARGET

@@ -1,0 +1,172 @@
+// Pass 3 over the pixels, the whole of backward:
+//
+//   dL/dx_i = 2 alpha/(K N_k) h_i d|v_i| + (P_k + R_k - S_k) / N_k
+//
+// with the weights of each image multiplied by its upstream gradients (docs/design.md).
+#pragma once
+
+#include "../loss_math.h"
+#include "launch.h"
+#include "portability.cuh"
+#include "pull_kernels.cuh"
+#include "tile.cuh"
+
+namespace discloss::cuda {
+
+struct Weights {
+  double alpha;
+  double beta;
+  double gamma;
+};
+
+struct Upstreams {
+  Upstream loss;
+  Upstream variance;
+  Upstream distance;
+  Upstream regularization;
+};
+
+template <typename accscalar_t>
+__device__ __forceinline__ double upstream_of(const Upstream& upstream, int64_t image) {
+  return upstream.data == nullptr
+             ? 0.0
+             : static_cast<double>(
+                   static_cast<const accscalar_t*>(upstream.data)[image * upstream.stride]);
+}
+
+// The weights of an image's terms in the sum that is differentiated.
+template <typename accscalar_t>
+__device__ inline Weights upstream_weights(const Weights& weights, const Upstreams& upstreams,
+                                           int64_t image) {
+  const double loss = upstream_of<accscalar_t>(upstreams.loss, image);
+  return {weights.alpha * loss + upstream_of<accscalar_t>(upstreams.variance, image),
+          weights.beta * loss + upstream_of<accscalar_t>(upstreams.distance, image),
+          weights.gamma * loss + upstream_of<accscalar_t>(upstreams.regularization, image)};
+}
+
+// What backward needs of the forward pass about the instances.
+template <typename accscalar_t>
+struct Instances {
+  int64_t max_instances;     // M
+  int64_t channels;          // D
+  const int64_t* instances;  // [B]
+  const int64_t* counts;     // [B, M]
+  const accscalar_t* means;  // [B, M, D]
+  const accscalar_t* pull;   // [B, M, D]
+  const accscalar_t* push;   // [B, M, D]
+};
+
+// A warp owns instance (b, k).
+//   factors [B, M] = 2 alpha/(K N_k)    shared_gradients [B, M, D] = (P_k + R_k - S_k) / N_k
+template <typename accscalar_t, int kNorm>
+__global__ void __launch_bounds__(128, 4)
+    instance_gradients_kernel(Instances<accscalar_t> all, int64_t images, Weights weights,
+                              Upstreams upstreams, accscalar_t* factors,
+                              accscalar_t* shared_gradients) {
+  const int lane = threadIdx.x % 32;
+  const int64_t row = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / 32;
+  const int64_t image = row / all.max_instances;
+  if (image >= images || row % all.max_instances >= all.instances[image]) {
+    return;  // the whole warp
+  }
+  const int64_t instances = all.instances[image], pixels = all.counts[row];
+  const accscalar_t* mean = all.means + row * all.channels;
+  accscalar_t sum = 0;
+  for (int64_t d = lane; d < all.channels; d += 32) {
+    sum = Norm<kNorm>::accumulate(sum, mean[d]);
+  }
+  for (int offset = 16; offset > 0; offset /= 2) {
+    sum += __shfl_xor_sync(0xffffffffu, sum, offset);
+  }
+  const accscalar_t mean_scale = Norm<kNorm>::scale(accscalar_t(1), Norm<kNorm>::finish(sum));
+  const Weights w = upstream_weights<accscalar_t>(weights, upstreams, image);
+  for (int64_t d = lane; d < all.channels; d += 32) {
+    const int64_t at = row * all.channels + d;
+    shared_gradients[at] =
+        shared_gradient(w.alpha, w.beta, w.gamma, all.pull[at], all.push[at],
+                        mean_scale * Norm<kNorm>::direction(mean[d]), instances, pixels);
+  }
+  if (lane == 0) {
+    factors[row] = static_cast<accscalar_t>(w.alpha * pull_factor(instances, pixels));
+  }
+}
+
+// Per launch.
+struct GradientPlan {
+  TileShape tile;
+  int64_t blocks_per_image;
+  size_t shared_bytes;  // [tile.channels, pitch] and norms [T] accscalar_t, slots [T] int32
+};
+
+// A block owns a range of an image's tiles; a tile's columns are overwritten by their gradient.
+template <typename scalar_t, int kNorm>
+__global__ void __launch_bounds__(256, 3)
+    gradient_kernel(GradientPlan plan, Images images, int64_t channels, int64_t max_instances,
+                    Global<const scalar_t*> embeddings, const int32_t* slots,
+                    const typename Accumulate<scalar_t>::type* means,
+                    const typename Accumulate<scalar_t>::type* factors,
+                    const typename Accumulate<scalar_t>::type* shared_gradients,
+                    double delta_var, Global<scalar_t*> gradient) {
+  using accscalar_t = typename Accumulate<scalar_t>::type;
+  DISCLOSS_DYNAMIC_SHARED(raw);
+  const int pitch = plan.tile.pitch;
+  auto* tile = reinterpret_cast<accscalar_t*>(raw);
+  accscalar_t* norms = tile + plan.tile.channels * pitch;
+  auto* tile_slots = reinterpret_cast<int32_t*>(norms + plan.tile.pixels);
+  const TileRange range = tile_range(images, plan.blocks_per_image, plan.tile.pixels);
+  const int64_t table = range.image * max_instances;
+  const PixelColumns<kNorm, accscalar_t> columns = {means + table * channels, channels, pitch};
+  const bool one_chunk = channels <= plan.tile.channels;
+
+  for (int64_t t = range.first; t < range.last; ++t) {
+    const int pixels = pixels_of_tile(images, range.image, t, plan.tile.pixels);
+    const int64_t first_pixel = t * plan.tile.pixels;
+    const auto load = [&](int64_t c, int rows) {
+      load_tile(tile_source(embeddings, images, range.image, first_pixel, pixels, c, rows), tile,
+                pitch);
+    };
+    for (int i = threadIdx.x; i < pixels; i += blockDim.x) {
+      tile_slots[i] = slots[images.begin(range.image) + first_pixel + i];
+    }
+    for (int64_t c = 0; c < channels; c += plan.tile.channels) {
+      const int rows = rows_of_chunk(channels, c, plan.tile);
+      load(c, rows);
+      __syncthreads();  // the tile and its slots are there
+      columns.add_norms(tile, tile_slots, pixels, c, rows, norms);
+      __syncthreads();  // the tile has been read
+    }
+    // From here norms [T] holds 2 alpha/(K N_k) scale(h_i, |v_i|).
+    for (int i = threadIdx.x; i < pixels; i += blockDim.x) {
+      if (tile_slots[i] >= 0) {
+        const accscalar_t norm = Norm<kNorm>::finish(norms[i]);
+        const accscalar_t h = hinge(norm - static_cast<accscalar_t>(delta_var));
+        norms[i] = factors[table + tile_slots[i]] * Norm<kNorm>::scale(h, norm);
+      }
+    }
+    for (int64_t c = 0; c < channels; c += plan.tile.channels) {
+      const int rows = rows_of_chunk(channels, c, plan.tile);
+      if (!one_chunk) {
+        load(c, rows);
+        __syncthreads();  // the chunk is there
+      }
+      for (int i = threadIdx.x; i < pixels; i += blockDim.x) {
+        const int64_t at = (table + tile_slots[i]) * channels + c;
+        for (int r = 0; r < rows; ++r) {
+          accscalar_t g = 0;
+          if (tile_slots[i] >= 0) {
+            const accscalar_t v = tile[r * pitch + i] - means[at + r];
+            g = norms[i] * Norm<kNorm>::direction(v) + shared_gradients[at + r];
+          }
+          tile[r * pitch + i] = g;
+        }
+      }
+      __syncthreads();  // the tile holds the gradient
+      store_tile<scalar_t>(tile, pitch,
+                           tile_source(gradient, images, range.image, first_pixel, pixels, c,
+                                       rows));
+      __syncthreads();  // it has been stored: the next tile may be loaded
+    }
+  }
+}
+
+}  // namespace discloss::cuda

@@ -1,0 +1,71 @@
+// What device code needs in order to compile with nvcc, or with a host compiler for the emulator of
+// tests/emulator. Nothing else under csrc/ knows that the emulator exists.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <cstdio>
+
+#ifdef DISCLOSS_EMULATED
+#include "emulator.h"
+#define DISCLOSS_DYNAMIC_SHARED(name) unsigned char* name = ::emulator::dynamic_shared()
+#else
+// The only way to dynamic shared memory; 16 bytes is the widest access.
+#define DISCLOSS_DYNAMIC_SHARED(name)                                  \
+  extern __shared__ __align__(16) unsigned char discloss_shared_[];    \
+  unsigned char* name = discloss_shared_
+#endif
+
+namespace discloss::cuda {
+
+// Ends the launch as a failed assertion does, in every build: an error that cannot be missed, where
+// a NaN would be skipped silently by a gradient scaler. The message is the
+// format itself: printf arguments would need a stack frame.
+__device__ inline void device_assert(bool condition, const char* message) {
+  if (!condition) {
+    printf(message);
+    __trap();
+  }
+}
+
+// The type sums over few values are kept in.
+template <typename scalar_t>
+struct Accumulate {
+  using type = float;
+};
+template <>
+struct Accumulate<double> {
+  using type = double;
+};
+
+template <typename scalar_t>
+__device__ __forceinline__ typename Accumulate<scalar_t>::type to_accumulate(scalar_t value) {
+  return value;
+}
+template <>
+__device__ __forceinline__ float to_accumulate(__half value) {
+  return __half2float(value);
+}
+template <>
+__device__ __forceinline__ float to_accumulate(__nv_bfloat16 value) {
+  return __bfloat162float(value);
+}
+
+// Rounds once, to nearest; overflow gives inf.
+template <typename scalar_t>
+__device__ __forceinline__ scalar_t round_to(typename Accumulate<scalar_t>::type value) {
+  return value;
+}
+template <>
+__device__ __forceinline__ __half round_to<__half>(float value) {
+  return __float2half_rn(value);
+}
+template <>
+__device__ __forceinline__ __nv_bfloat16 round_to<__nv_bfloat16>(float value) {
+  return __float2bfloat16_rn(value);
+}
+
+}  // namespace discloss::cuda

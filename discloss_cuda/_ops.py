@@ -1,0 +1,265 @@
+"""The compiled ops as PyTorch sees them: fake kernels, autograd, and which door a call takes.
+
+One op, one set of formulas, two doors. By default a call goes to the op itself, whose gradient is
+registered with the dispatcher: that is what ``torch.compile`` and ``torch.export`` can see. Under
+``torch.func`` it goes through :class:`DiscriminativeLossFunction`, which shares ``_save`` and
+``_backward`` with the registration. Where no registration reaches (second derivatives,
+forward-mode differentiation, ``torch.func`` inside ``torch.compile``) the differentiable
+reference computes the same numbers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from . import _C, reference  # noqa: F401  (importing _C registers the ops)
+
+__all__ = ["DiscriminativeLossFunction", "apply", "current", "use"]
+
+# The results of discloss_cuda::forward (csrc/discriminative_loss.h).
+NUM_TERMS = 4  # loss, variance, distance, regularization
+DISPATCH_KEYS = {"cpu": "CPU", "cuda": "CUDA"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Ops:
+    """The ops of one namespace: those of the package, or an implementation under test."""
+
+    forward: Any
+    backward: Any
+    count_instances: Any
+    batch_offsets: Any
+    device_types: tuple[str, ...]
+
+
+class Parameters(NamedTuple):
+    """The numbers of a call, in the order in which the forward op takes them."""
+
+    delta_var: float
+    delta_dist: float
+    alpha: float
+    beta: float
+    gamma: float
+    norm: int
+
+
+# --- gradient ------------------------------------------------------------------------------------
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    """Keep for backward what the forward op was given and found; nothing is recomputed."""
+    embeddings, _, offsets, _, *numbers, _ = inputs
+    for_backward = output[NUM_TERMS:]
+    ctx.mark_non_differentiable(*for_backward)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(embeddings, offsets, *for_backward)
+    ctx.numbers = tuple(numbers)
+
+
+def _backward(backward_op: Callable[..., Tensor]) -> Callable[..., tuple[Tensor | None, ...]]:
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        of_terms = gradients[:NUM_TERMS]
+        if all(gradient is None for gradient in of_terms):
+            return (None,) * 11
+        gradient = backward_op(*of_terms, *ctx.saved_tensors, *ctx.numbers)
+        return (gradient, *(None,) * 10)
+
+    return backward
+
+
+def _save_second(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    """Keep for the gradient of the gradient: upstream gradients, embeddings, offsets and slots."""
+    tensors, numbers = inputs[:7], inputs[12:]
+    ctx.save_for_backward(*tensors)
+    ctx.max_instances = inputs[8].shape[1]
+    ctx.parameters = Parameters(*numbers)
+
+
+def _backward_second(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+    """Gradient of the gradient, through the reference: vjp of (upstream, x) -> dL/dx."""
+    *gradients, embeddings, offsets, slots = ctx.saved_tensors
+    present = [i for i, gradient in enumerate(gradients) if gradient is not None]
+
+    def gradient_of(x: Tensor, *given: Tensor) -> Any:
+        terms, pullback = torch.func.vjp(
+            lambda y: _reference_terms(y, slots, offsets, ctx.max_instances, ctx.parameters), x
+        )
+        cotangents = [torch.zeros_like(term) for term in terms]
+        for i, gradient in zip(present, given, strict=True):
+            cotangents[i] = gradient
+        return pullback(tuple(cotangents))[0]
+
+    _, pullback = torch.func.vjp(gradient_of, embeddings, *(gradients[i] for i in present))
+    of_embeddings, *of_given = pullback(upstream)
+    of_gradients: list[Tensor | None] = [None] * NUM_TERMS
+    for i, gradient in zip(present, of_given, strict=True):
+        of_gradients[i] = gradient
+    return (*of_gradients, of_embeddings, *(None,) * 13)
+
+
+def _reference_terms(
+    embeddings: Tensor,
+    slots: Tensor,
+    offsets: Tensor | None,
+    max_instances: int,
+    parameters: Parameters,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Loss and terms ``[B]`` of the reference, from the slots that the op found."""
+    variance, distance, regularization = reference.slot_terms(
+        embeddings,
+        slots,
+        max_instances,
+        offsets=offsets,
+        delta_var=parameters.delta_var,
+        delta_dist=parameters.delta_dist,
+        norm=parameters.norm,
+    )
+    loss = (
+        parameters.alpha * variance + parameters.beta * distance + parameters.gamma * regularization
+    )
+    return loss, variance, distance, regularization
+
+
+# --- registration --------------------------------------------------------------------------------
+
+
+def _fake_forward(
+    embeddings: Tensor,
+    labels: Tensor,
+    offsets: Tensor | None,
+    max_instances: int,
+    *_: object,
+) -> tuple[Tensor, ...]:
+    images = embeddings.shape[0] if offsets is None else offsets.shape[0] - 1
+    accumulate = torch.float64 if embeddings.dtype == torch.float64 else torch.float32
+    terms = [embeddings.new_empty((images,), dtype=accumulate) for _ in range(NUM_TERMS)]
+    slots = labels.new_empty(labels.shape, dtype=torch.int32)
+    instances = labels.new_empty((images,), dtype=torch.int64)
+    counts = labels.new_empty((images, max_instances), dtype=torch.int64)
+    table = (images, max_instances, embeddings.shape[1])
+    tables = [embeddings.new_empty(table, dtype=accumulate) for _ in range(3)]
+    return (*terms, slots, instances, counts, *tables)
+
+
+def _fake_backward(*arguments: Any) -> Tensor:
+    embeddings: Tensor = arguments[NUM_TERMS]
+    return torch.empty_like(embeddings)
+
+
+def _fake_count_instances(labels: Tensor, offsets: Tensor | None, ignore: list[int]) -> Any:
+    return torch.library.get_ctx().new_dynamic_size()
+
+
+def _fake_batch_offsets(batch: Tensor, batch_size: int) -> Tensor:
+    return batch.new_empty((batch_size + 1,), dtype=torch.int64)
+
+
+def bind(namespace: str) -> Ops:
+    """Give the ops of a namespace their fake kernels and gradients."""
+    library = torch.library
+    library.register_fake(f"{namespace}::forward", _fake_forward)
+    library.register_fake(f"{namespace}::backward", _fake_backward)
+    library.register_fake(f"{namespace}::count_instances", _fake_count_instances)
+    library.register_fake(f"{namespace}::batch_offsets", _fake_batch_offsets)
+    ops = getattr(torch.ops, namespace)
+    backward = ops.backward.default
+    library.register_autograd(f"{namespace}::forward", _backward(backward), setup_context=_save)
+    library.register_autograd(
+        f"{namespace}::backward", _backward_second, setup_context=_save_second
+    )
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    return Ops(
+        forward=ops.forward.default,
+        backward=backward,
+        count_instances=ops.count_instances.default,
+        batch_offsets=ops.batch_offsets.default,
+        device_types=tuple(
+            device
+            for device, key in DISPATCH_KEYS.items()
+            if has_kernel(f"{namespace}::forward", key)
+        ),
+    )
+
+
+_current = bind("discloss_cuda")
+
+
+def current() -> Ops:
+    """The ops that calls go to."""
+    return _current
+
+
+@contextlib.contextmanager
+def use(ops: Ops) -> Iterator[None]:
+    """Send calls to another implementation of the ops, for tests of that implementation."""
+    global _current
+    previous, _current = _current, ops
+    try:
+        yield
+    finally:
+        _current = previous
+
+
+# --- doors ---------------------------------------------------------------------------------------
+
+
+class _BackwardFunction(torch.autograd.Function):
+    """The backward op for ``torch.func``, differentiable once more."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(*arguments: Any) -> Tensor:
+        gradient: Tensor = _current.backward(*arguments)
+        return gradient
+
+    setup_context = staticmethod(_save_second)
+    backward = staticmethod(_backward_second)
+
+
+class DiscriminativeLossFunction(torch.autograd.Function):
+    """The fused loss as a ``torch.autograd.Function``.
+
+    Takes the arguments of the forward op and returns its results (csrc/discriminative_loss.h):
+    loss, variance, distance and regularization, each ``[B]`` and differentiable, then what
+    backward needs. :func:`discloss_cuda.discriminative_loss` is the function to call.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(*arguments: Any) -> tuple[Tensor, ...]:
+        results: tuple[Tensor, ...] = _current.forward(*arguments)
+        return results
+
+    setup_context = staticmethod(_save)
+    backward = staticmethod(_backward(_BackwardFunction.apply))
+
+
+def apply(
+    embeddings: Tensor,  # [B, D, *spatial] or [N_total, D]
+    labels: Tensor,  # [B, *spatial] or [N_total]
+    offsets: Tensor | None,  # [B + 1]
+    max_instances: int,
+    parameters: Parameters,
+    ignore_labels: list[int],
+) -> tuple[Tensor, ...]:
+    """Loss and terms, each ``[B]``, through the door that keeps every derivative."""
+    arguments = (labels, offsets, max_instances, *parameters, ignore_labels)
+    under_func = torch._C._are_functorch_transforms_active()
+    compiling = torch.compiler.is_compiling()
+    if (under_func and compiling) or (not compiling and forward_ad._current_level >= 0):
+        slots = _current.forward(embeddings.detach(), *arguments)[NUM_TERMS]
+        return _reference_terms(embeddings, slots, offsets, max_instances, parameters)
+    if under_func:
+        results = DiscriminativeLossFunction.apply(embeddings, *arguments)
+    else:
+        results = _current.forward(embeddings, *arguments)
+    return tuple(results[:NUM_TERMS])

@@ -1,0 +1,324 @@
+"""The loss as a function: argument checks, the call of the op, reduction over the images."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Sequence
+from typing import Any, Literal, overload
+
+import torch
+from torch import Tensor
+
+from . import _ops
+from .terms import DiscriminativeLossTerms
+
+__all__ = ["discriminative_loss", "discriminative_loss_packed"]
+
+REDUCTIONS = ("none", "mean", "sum")
+
+
+def discriminative_loss(
+    embeddings: Tensor,  # [B, D, *spatial]
+    labels: Tensor,  # [B, *spatial]
+    *,
+    delta_var: float = 0.5,
+    delta_dist: float = 1.5,
+    alpha: float = 1.0,
+    beta: float = 1.0,
+    gamma: float = 0.001,
+    norm: int = 2,
+    ignore_label: int | Sequence[int] | None = None,
+    max_instances: int | None = None,
+    reduction: str = "mean",
+    return_terms: bool = False,
+) -> Any:
+    r"""Discriminative loss for instance embeddings of images, volumes, clips or clouds.
+
+    De Brabandere, Neven, Van Gool, "Semantic Instance Segmentation with a Discriminative Loss
+    Function", arXiv 1708.02551, eq. 1-4; over a clip it is the loss of Hu et al., "Learning a
+    Spatio-Temporal Embedding for Video Instance Segmentation", arXiv 1912.08969. For an image of
+    K instances, with :math:`\mu_k` the mean embedding of the :math:`N_k` pixels of instance k,
+
+    .. math::
+
+        L_{var} &= \frac1K \sum_k \frac1{N_k} \sum_{i \in k}
+            \left[\, |x_i - \mu_k| - \delta_{var} \right]_+^2 \\
+        L_{dist} &= \frac1{K(K-1)} \sum_{a \ne b}
+            \left[\, 2 \delta_{dist} - |\mu_a - \mu_b| \right]_+^2 \\
+        L_{reg} &= \frac1K \sum_k |\mu_k| \\
+        L &= \alpha L_{var} + \beta L_{dist} + \gamma L_{reg}
+
+    An image without instances has loss 0 and gradient 0, and still counts in the mean.
+
+    **Background is an instance like any other unless** ``ignore_label`` **names it.** Most
+    training code whose label 0 is background wants ``ignore_label=0``.
+
+    Args:
+        embeddings: ``[B, D, *spatial]`` with one or more spatial axes; float32, float64, float16
+            or bfloat16. Contiguous and channels-last tensors, and slices of them along batch or
+            channel, are read in place; other strides cost one copy.
+        labels: ``[B, *spatial]``, the instance id of each pixel; bool, int8, int16, int32, int64,
+            uint8 or uint16. Ids are compared as int64 values and need not be consecutive,
+            positive or small. Over a clip ``[B, T, H, W]`` an id is one instance in all frames.
+        delta_var: pixels nearer than this to their mean are not pulled, >= 0.
+        delta_dist: means further apart than ``2 * delta_dist`` are not pushed, >= 0.
+        alpha: weight of the variance (pull) term.
+        beta: weight of the distance (push) term.
+        gamma: weight of the regularization term.
+        norm: 2 for the Euclidean norm, 1 for the sum of absolute values.
+        ignore_label: an id or several; their pixels take part in nothing and get gradient 0.
+        max_instances: the most instances (ignored ids not counted) any image may have. Given, a
+            CUDA call never waits for the device and can be captured in a CUDA graph; an image
+            with more is a ``ValueError`` on the CPU and a device-side assertion on CUDA. None:
+            the number is found first, which on CUDA reads one number back to the host.
+        reduction: "mean" over the B images, "sum", or "none" for one loss per image.
+        return_terms: return :class:`DiscriminativeLossTerms`: the loss and the three unweighted
+            terms, reduced like the loss and differentiable.
+
+    Returns:
+        A scalar, or ``[B]`` with ``reduction="none"``; float32, or float64 for float64
+        embeddings. With ``return_terms`` a named tuple of four of them.
+
+    Raises:
+        TypeError: a dtype, or a hyper-parameter that is not a number (a tensor is not one).
+        ValueError: shapes, devices, values out of range, more than ``max_instances`` instances.
+
+    Example:
+        >>> import torch
+        >>> from discloss_cuda import discriminative_loss
+        >>> embeddings = torch.tensor([[[0.0, 2.0, 5.0, 5.0]]], requires_grad=True)  # [1, 1, 4]
+        >>> labels = torch.tensor([[7, 7, 3, 0]])  # [1, 4]
+        >>> loss = discriminative_loss(embeddings, labels, ignore_label=0)
+        >>> round(loss.item(), 3)  # L_var = 0.125, L_dist = 0, L_reg = 3
+        0.128
+        >>> loss.backward()
+        >>> embeddings.grad
+        tensor([[[-0.2498,  0.2503,  0.0005,  0.0000]]])
+    """
+    _check_inputs(embeddings, labels)
+    return _loss(
+        embeddings,
+        labels,
+        None,
+        check_parameters(delta_var, delta_dist, alpha, beta, gamma, norm),
+        check_ignore_label(ignore_label),
+        check_max_instances(max_instances),
+        check_reduction(reduction),
+        return_terms,
+    )
+
+
+def discriminative_loss_packed(
+    embeddings: Tensor,  # [N_total, D]
+    labels: Tensor,  # [N_total]
+    offsets: Tensor | None = None,  # [B + 1]
+    *,
+    batch: Tensor | None = None,  # [N_total]
+    batch_size: int | None = None,
+    delta_var: float = 0.5,
+    delta_dist: float = 1.5,
+    alpha: float = 1.0,
+    beta: float = 1.0,
+    gamma: float = 0.001,
+    norm: int = 2,
+    ignore_label: int | Sequence[int] | None = None,
+    max_instances: int | None = None,
+    reduction: str = "mean",
+    return_terms: bool = False,
+) -> Any:
+    """:func:`discriminative_loss` of point clouds of different sizes, one behind the other.
+
+    Cloud b is the points ``offsets[b]:offsets[b + 1]``, or those with ``batch == b``. A cloud may
+    be empty.
+
+    Args:
+        embeddings: ``[N_total, D]``; float32, float64, float16 or bfloat16.
+        labels: ``[N_total]``, the instance id of each point; ids of different clouds are
+            different instances.
+        offsets: ``[B + 1]`` int64, ascending from 0 to N_total. Exactly one of ``offsets`` and
+            ``batch`` is given.
+        batch: ``[N_total]`` int64, ascending index of each point's cloud.
+        batch_size: B, with ``batch``. None: ``batch[-1] + 1``, which on CUDA reads one number
+            back to the host.
+
+    The other arguments, the result and the errors are those of :func:`discriminative_loss`. The
+    values of ``offsets`` and ``batch`` are checked on the CPU by a ``ValueError``, on CUDA by a
+    device-side assertion.
+
+    Example:
+        >>> import torch
+        >>> from discloss_cuda import discriminative_loss_packed
+        >>> embeddings = torch.tensor([[0.0], [2.0], [5.0], [5.0]])  # [4, 1]
+        >>> labels = torch.tensor([7, 7, 3, 0])
+        >>> offsets = torch.tensor([0, 3, 4])  # two clouds, of 3 points and of 1
+        >>> loss = discriminative_loss_packed(
+        ...     embeddings, labels, offsets, ignore_label=0, reduction="none"
+        ... )
+        >>> [round(value, 3) for value in loss.tolist()]
+        [0.128, 0.0]
+    """
+    _check_inputs(embeddings, labels)
+    parameters = check_parameters(delta_var, delta_dist, alpha, beta, gamma, norm)
+    return _loss(
+        embeddings,
+        labels,
+        _offsets(labels, offsets, batch, batch_size),
+        parameters,
+        check_ignore_label(ignore_label),
+        check_max_instances(max_instances),
+        check_reduction(reduction),
+        return_terms,
+    )
+
+
+def _loss(
+    embeddings: Tensor,
+    labels: Tensor,
+    offsets: Tensor | None,
+    parameters: _ops.Parameters,
+    ignore_labels: list[int],
+    max_instances: int | None,
+    reduction: str,
+    return_terms: bool,
+) -> Tensor | DiscriminativeLossTerms:
+    if max_instances is None:
+        max_instances = _ops.current().count_instances(labels, offsets, ignore_labels)
+    results = _ops.apply(embeddings, labels, offsets, max_instances, parameters, ignore_labels)
+    if return_terms:
+        return DiscriminativeLossTerms(*(_reduce(result, reduction) for result in results))
+    return _reduce(results[0], reduction)
+
+
+def _reduce(per_image: Tensor, reduction: str) -> Tensor:
+    """``[B]`` to a scalar; the mean over no image is 0 (torch's own is NaN)."""
+    if reduction == "none":
+        return per_image
+    if reduction == "sum" or per_image.shape[0] == 0:
+        return per_image.sum()
+    return per_image.mean()
+
+
+def _offsets(
+    labels: Tensor, offsets: Tensor | None, batch: Tensor | None, batch_size: int | None
+) -> Tensor:
+    """The offsets of a packed batch, however it was described."""
+    if (offsets is None) == (batch is None):
+        given = "both" if batch is not None else "neither"
+        raise ValueError(f"offsets, batch: expected exactly one of them, got {given}")
+    if offsets is not None:
+        if batch_size is not None:
+            raise ValueError(f"batch_size: expected only with batch, got {batch_size} with offsets")
+        _check_tensor("offsets", offsets)
+        return offsets
+    assert batch is not None
+    _check_tensor("batch", batch)
+    if batch.device != labels.device:
+        raise ValueError(
+            f"batch: expected the device of labels, {labels.device}, got {batch.device}"
+        )
+    if batch.shape != labels.shape:
+        raise ValueError(
+            f"batch: expected shape [N_total] = {list(labels.shape)}, got {list(batch.shape)}"
+        )
+    if batch_size is None:
+        batch_size = int(batch[-1]) + 1 if batch.numel() else 0
+    elif isinstance(batch_size, bool) or not isinstance(batch_size, (int, torch.SymInt)):
+        raise TypeError(f"batch_size: expected an int or None, got {_describe(batch_size)}")
+    elif batch_size < 0:
+        raise ValueError(f"batch_size: expected a number >= 0, got {batch_size}")
+    result: Tensor = _ops.current().batch_offsets(batch, batch_size)
+    return result
+
+
+# --- checks of what is no tensor, and of what no op could be asked; the rest: csrc/check.h --------
+
+
+def check_parameters(
+    delta_var: float, delta_dist: float, alpha: float, beta: float, gamma: float, norm: int
+) -> _ops.Parameters:
+    """The hyper-parameters as the op takes them, or an error that names the wrong one."""
+    given = (delta_var, delta_dist, alpha, beta, gamma)
+    names = ("delta_var", "delta_dist", "alpha", "beta", "gamma")
+    for name, value in zip(names, given, strict=True):
+        if not isinstance(value, numbers.Real) or isinstance(value, bool):
+            raise TypeError(f"{name}: expected a number, got {_describe(value)}")
+        if not math.isfinite(value):
+            raise ValueError(f"{name}: expected a finite number, got {value}")
+    for name, value in zip(names[:2], given[:2], strict=True):
+        if value < 0:
+            raise ValueError(f"{name}: expected a number >= 0, got {value}")
+    if not isinstance(norm, numbers.Real) or isinstance(norm, bool):
+        raise TypeError(f"norm: expected 1 or 2, got {_describe(norm)}")
+    if norm not in (1, 2):
+        raise ValueError(f"norm: expected 1 or 2, got {norm}")
+    return _ops.Parameters(*(float(value) for value in given), norm=int(norm))
+
+
+def check_ignore_label(ignore_label: int | Sequence[int] | None) -> list[int]:
+    """The ignored ids as a list of int64 values."""
+    if ignore_label is None:
+        return []
+    if isinstance(ignore_label, Tensor):
+        raise TypeError("ignore_label: expected None, an int or several, got a tensor")
+    if isinstance(ignore_label, numbers.Integral):
+        ids = [ignore_label]
+    else:
+        if not isinstance(ignore_label, Sequence | frozenset | set) or isinstance(
+            ignore_label, str
+        ):
+            raise TypeError(
+                f"ignore_label: expected None, an int or several, got {_describe(ignore_label)}"
+            )
+        ids = list(ignore_label)
+    for value in ids:
+        if not isinstance(value, numbers.Integral):
+            raise TypeError(f"ignore_label: expected ints, got {_describe(value)}")
+        if not -(2**63) <= value < 2**63:
+            raise ValueError(f"ignore_label: expected ids in the range of int64, got {value}")
+    return [int(value) for value in ids]
+
+
+def check_max_instances(max_instances: int | None) -> int | None:
+    """``max_instances`` as it is, or an error."""
+    if max_instances is None:
+        return None
+    if isinstance(max_instances, bool) or not isinstance(max_instances, (int, torch.SymInt)):
+        raise TypeError(f"max_instances: expected an int or None, got {_describe(max_instances)}")
+    if max_instances < 0:
+        raise ValueError(f"max_instances: expected a number >= 0, got {max_instances}")
+    return max_instances
+
+
+def check_reduction(reduction: str) -> str:
+    """``reduction`` as it is, or an error."""
+    if reduction not in REDUCTIONS:
+        raise ValueError(f'reduction: expected "none", "mean" or "sum", got {reduction!r}')
+    return reduction
+
+
+def _check_inputs(embeddings: Tensor, labels: Tensor) -> None:
+    _check_tensor("embeddings", embeddings)
+    _check_tensor("labels", labels)
+    supported = _ops.current().device_types
+    device = embeddings.device
+    if device.type not in supported and device.type != "meta":
+        raise ValueError(
+            f"embeddings: expected a tensor on {' or '.join(supported)}, the backends of this "
+            f"build of discloss_cuda, got one on {device}. The CUDA backend is built where nvcc is "
+            "found: install the CUDA toolkit and reinstall with FORCE_CUDA=1 "
+            "pip install --no-build-isolation ."
+        )
+    if labels.device != device:
+        raise ValueError(
+            f"labels: expected the device of embeddings, {device}, got {labels.device}"
+        )
+
+
+def _check_tensor(name: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {_describe(value)}")
+
+
+def _describe(value: object) -> str:
+    return "a tensor" if isinstance(value, Tensor) else f"{value!r} of type {type(value).__name__}"

@@ -1,0 +1,42 @@
+"""The device every test body runs on: the CPU, the CUDA kernels emulated on it, a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+_DEVICES = ("cpu", pytest.param("cuda_emulated", marks=pytest.mark.emulated), "cuda")
+
+
+@pytest.fixture(scope="session")
+def emulated_ops() -> Any:
+    """The emulated ops with their gradients, built at their first use in a session."""
+    import emulator
+
+    from discloss_cuda import _ops
+
+    return _ops.bind(emulator.load())
+
+
+@pytest.fixture(params=_DEVICES)
+def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
+    """Where the tensors go. With "cuda_emulated" that is the CPU, and the ops are the kernels of
+    csrc/cuda run by the emulator, under the same Python."""
+    if request.param == "cuda_emulated":
+        import emulator
+
+        from discloss_cuda import _ops
+
+        ops = request.getfixturevalue("emulated_ops")
+        emulator.device().reset()  # a kernel that failed in another test is not this one's fault
+        with _ops.use(ops):
+            yield torch.device("cpu")
+        return
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no GPU is visible")
+    yield torch.device(request.param)

@@ -1,0 +1,22 @@
+// The ops of the CUDA backend once more, for CPU tensors and in a namespace of their own: the
+// backend's own binding, compiled with three names changed.
+#include <torch/library.h>
+
+#include "cuda/current_stream.h"
+#include "emulator.h"
+#include "schemas.h"
+
+namespace discloss::cuda {
+
+inline cudaStream_t emulated_stream(const at::Device&) { return emulator::stream(); }
+
+}  // namespace discloss::cuda
+
+TORCH_LIBRARY(discloss_cuda_emulated, library) { discloss::define_schemas(library); }
+
+#define current_stream emulated_stream
+#undef TORCH_LIBRARY_IMPL
+#define TORCH_LIBRARY_IMPL(library, key, name) \
+  _TORCH_LIBRARY_IMPL(discloss_cuda_emulated, CPU, name, C10_UID)
+
+#include "cuda/discriminative_loss_cuda.cpp"

@@ -1,0 +1,90 @@
+"""Compiles the emulator together with the sources it runs, with the host's C++ compiler."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nvcc import ROOT, require_toolkit
+
+HERE = Path(__file__).resolve().parent
+BUILD = ROOT / "build" / "emulator"
+EMULATOR_SOURCES = ("device.cpp", "fiber.cpp", "runtime.cpp", "undefined_behaviour.cpp")
+
+# Symbols stay inside the library: it has functions of libcudart, and kernels and checks that the
+# package's own library has too.
+FLAGS = (
+    "-std=c++20",
+    "-O2",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-pthread",
+    "-DDISCLOSS_EMULATED",
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+    "-Wno-unknown-pragmas",
+)
+
+# For kernels. The compiler's checks report to undefined_behaviour.cpp.
+CHECKED = ("-fsanitize=alignment,null,bounds,shift,signed-integer-overflow,integer-divide-by-zero",)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file and the flags that it needs besides ``FLAGS``."""
+
+    path: Path
+    flags: Sequence[str] = ()
+
+
+def emulator_sources() -> list[Source]:
+    return [Source(HERE / name) for name in EMULATOR_SOURCES]
+
+
+def kernel_source(path: Path) -> Source:
+    """CUDA code, kernels and launchers, as C++."""
+    return Source(path, ("-x", "c++", *CHECKED))
+
+
+def _ninja_file(sources: Sequence[Source], library: str, link_flags: Sequence[str]) -> str:
+    includes = [f"-I{HERE}", *(f"-isystem {path}" for path in require_toolkit().include_dirs)]
+    lines = [
+        f"cxx = {os.environ.get('CXX', 'c++')}",
+        f"flags = {' '.join([*FLAGS, *includes])}",
+        "rule compile",
+        "  command = $cxx $flags $more -MMD -MF $out.d -c $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "rule link",
+        "  command = $cxx -shared -pthread -Wl,-z,defs $in -o $out $more",
+    ]
+    objects = []
+    for source in sources:
+        objects.append(f"{source.path.name}.o")
+        lines.append(f"build {objects[-1]}: compile {source.path}")
+        lines.append(f"  more = {' '.join(source.flags)}")
+    lines.append(f"build {library}: link {' '.join(objects)}")
+    lines.append(f"  more = {' '.join(link_flags)}")
+    return "\n".join([*lines, ""])
+
+
+def build(name: str, sources: Sequence[Source], link_flags: Sequence[str] = ()) -> Path:
+    """The shared library of these sources, compiled as far as it is not up to date."""
+    folder = BUILD / name
+    folder.mkdir(parents=True, exist_ok=True)
+    library = f"{name}.so"
+    with (folder / "lock").open("w") as lock:  # for test runners that work side by side
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        (folder / "build.ninja").write_text(_ninja_file(sources, library, link_flags))
+        jobs = os.environ.get("MAX_JOBS", "2")
+        ninja = [sys.executable, "-m", "ninja", "-C", str(folder), "-j", jobs, library]
+        result = subprocess.run(ninja, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if result.returncode != 0:
+        raise RuntimeError(f"the emulator does not compile:\n{result.stdout}")
+    return folder / library

@@ -1,0 +1,464 @@
+// The scheduler: runs the threads of a grid in a random legal order and lets them meet at barriers
+// and warp operations.
+#include "device.h"
+
+#include <cstdarg>
+#include <cstdlib>
+#include <deque>
+#include <map>
+#include <memory>
+#include <numeric>
+#include <vector>
+
+#include "fiber.h"
+
+uint3 threadIdx;
+uint3 blockIdx;
+dim3 blockDim;
+dim3 gridDim;
+
+namespace emulator {
+
+Device device;
+
+namespace {
+
+class Random {  // splitmix64
+ public:
+  explicit Random(std::uint64_t seed) : state_(seed) {}
+
+  std::uint32_t next() {
+    state_ += 0x9E3779B97F4A7C15;
+    std::uint64_t bits = (state_ ^ state_ >> 30) * 0xBF58476D1CE4E5B9;
+    bits = (bits ^ bits >> 27) * 0x94D049BB133111EB;
+    return static_cast<std::uint32_t>(bits >> 32);
+  }
+  std::size_t below(std::size_t end) { return static_cast<std::uint64_t>(next()) * end >> 32; }
+  bool one_in(std::size_t n) { return below(n) == 0; }
+
+  template <typename T>
+  void shuffle(std::vector<T>& items) {
+    for (std::size_t i = items.size(); i > 1; --i) {
+      std::swap(items[i - 1], items[below(i)]);
+    }
+  }
+
+ private:
+  std::uint64_t state_;
+};
+
+struct Block;
+struct Warp;
+
+struct Thread {
+  uint3 index{};
+  unsigned lane = 0;
+  Block* block = nullptr;
+  Warp* warp = nullptr;
+  Fiber* fiber = nullptr;  // from its first turn to its last
+  bool has_returned = false;
+  const char* waits_in = nullptr;  // this and the next: for the report of a deadlock
+  Location where;
+};
+
+struct Warp {
+  std::vector<Thread*> lanes;
+  unsigned alive = 0;          // the lanes that have not returned
+  std::uint32_t priority = 0;  // for Style::kWarpPriorities
+  std::deque<Meeting>
+      meetings;  // under way or unused; a deque, because lanes hold references to its elements
+};
+
+struct Barrier {
+  std::vector<Thread*> waiting;
+  Location where;
+  Vote vote{};
+  int votes = 0;   // true predicates so far
+  int result = 0;  // of the last time that all had come
+};
+
+struct Block {
+  uint3 index{};
+  std::size_t alive = 0;  // the threads that have not returned
+  std::vector<Thread> threads;
+  std::vector<Warp> warps;
+  std::vector<Thread*> runnable;
+  Barrier barrier;
+  std::vector<unsigned char> shared_with_red_zones;
+  unsigned char* shared = nullptr;
+};
+
+// How a launch picks the next thread. A uniform choice alone hardly ever lets one warp run far
+// ahead of the others, so it misses the races that need that; each launch draws one of these
+// instead.
+enum class Style { kUniform, kLastWoken, kMostlyLastWoken, kWarpPriorities };
+constexpr std::size_t kStyles = 4;
+
+struct Grid {
+  KernelCall call;
+  Random random;
+  Style style;
+  std::vector<unsigned> to_start;  // numbers of blocks, the next one last
+  std::vector<std::unique_ptr<Block>> resident;
+  Block* latest = nullptr;  // had the last turn
+};
+
+Grid* grid = nullptr;       // the one that runs
+Thread* current = nullptr;  // null: the host runs
+
+// --- whose turn it is ----------------------------------------------------------------------------
+
+void make_runnable(Thread* thread) { thread->block->runnable.push_back(thread); }
+
+void wait_in(const char* what, Location where) {
+  current->waits_in = what;
+  current->where = where;
+  suspend();
+}
+
+Block* pick_block() {
+  constexpr std::size_t kTurnsInARow = 16;
+  if (grid->latest != nullptr && !grid->latest->runnable.empty() &&
+      !grid->random.one_in(kTurnsInARow)) {
+    return grid->latest;
+  }
+  const std::size_t count = grid->resident.size();
+  const std::size_t first = count == 0 ? 0 : grid->random.below(count);
+  for (std::size_t i = 0; i < count; ++i) {
+    Block* block = grid->resident[(first + i) % count].get();
+    if (!block->runnable.empty()) {
+      return block;
+    }
+  }
+  return nullptr;
+}
+
+std::size_t pick_runnable(const std::vector<Thread*>& runnable) {
+  Random& random = grid->random;
+  const std::size_t last = runnable.size() - 1;
+  switch (grid->style) {
+    case Style::kUniform:
+      return random.below(runnable.size());
+    case Style::kLastWoken:
+      return last;
+    case Style::kMostlyLastWoken:
+      return random.one_in(4) ? random.below(runnable.size()) : last;
+    case Style::kWarpPriorities:
+      break;
+  }
+  constexpr int kTries =
+      8;  // the best of a few: nearly always of the most urgent warps, at little cost
+  std::size_t best = last;
+  for (int i = 0; i < kTries; ++i) {
+    const std::size_t other = random.below(runnable.size());
+    best = runnable[other]->warp->priority > runnable[best]->warp->priority ? other : best;
+  }
+  return best;
+}
+
+Thread* pick_thread() {
+  grid->latest = pick_block();
+  if (grid->latest == nullptr) {
+    return nullptr;
+  }
+  std::vector<Thread*>& runnable = grid->latest->runnable;
+  std::swap(runnable[pick_runnable(runnable)], runnable.back());
+  Thread* thread = runnable.back();
+  runnable.pop_back();
+  return thread;
+}
+
+// --- barriers and warp operations ----------------------------------------------------------------
+
+void release_if_complete(Block& block) {
+  Barrier& barrier = block.barrier;
+  if (barrier.waiting.empty() || barrier.waiting.size() < block.alive) {
+    return;
+  }
+  const bool all = static_cast<std::size_t>(barrier.votes) == barrier.waiting.size();
+  const bool any = barrier.votes != 0;
+  barrier.result = barrier.vote == Vote::kAll   ? all
+                   : barrier.vote == Vote::kAny ? any
+                                                : barrier.votes;
+  barrier.votes = 0;
+  for (Thread* thread : barrier.waiting) {
+    make_runnable(thread);
+  }
+  barrier.waiting.clear();
+}
+
+bool is_gathering(const Meeting& meeting) { return meeting.mask != 0 && meeting.to_leave == 0; }
+
+// A meeting does not wait for lanes that have returned.
+void close_if_complete(Warp& warp, Meeting& meeting) {
+  if ((meeting.mask & warp.alive & ~meeting.lanes) != 0) {
+    return;
+  }
+  meeting.to_leave = static_cast<unsigned>(std::popcount(meeting.lanes));
+  for (Thread* thread : warp.lanes) {
+    if (meeting.has(thread->lane) && thread != current) {
+      make_runnable(thread);
+    }
+  }
+}
+
+Meeting& find_or_open_meeting(Warp& warp, unsigned mask, WarpOperation operation, Location where) {
+  Meeting* unused = nullptr;
+  for (Meeting& meeting : warp.meetings) {
+    if (meeting.mask == 0) {
+      unused = &meeting;
+    } else if (is_gathering(meeting) && (meeting.mask & mask) != 0) {
+      if (meeting.mask != mask || meeting.operation != operation || !(meeting.where == where)) {
+        fail(where,
+             "a warp operation with mask %08x, while lanes %08x wait in a different one with mask "
+             "%08x at %s:%u",
+             mask, meeting.lanes, meeting.mask, meeting.where.file, meeting.where.line);
+      }
+      return meeting;
+    }
+  }
+  Meeting& meeting = unused != nullptr ? *unused : warp.meetings.emplace_back();
+  meeting.mask = mask;
+  meeting.lanes = 0;
+  meeting.operation = operation;
+  meeting.where = where;
+  return meeting;
+}
+
+// --- the life of a block -------------------------------------------------------------------------
+
+// Shared memory between two red zones, and on an address that is aligned to what CUDA promises but
+// not to more.
+void give_shared_memory(Block& block, std::size_t bytes) {
+  constexpr std::size_t kRedZone = 1024;
+  constexpr std::size_t kAlignment = 16;
+  block.shared_with_red_zones.assign(kRedZone + 2 * kAlignment + bytes + kRedZone, kUninitialised);
+  block.shared = block.shared_with_red_zones.data() + kRedZone;
+  while (reinterpret_cast<std::uintptr_t>(block.shared) % (2 * kAlignment) != kAlignment) {
+    ++block.shared;
+  }
+}
+
+void check_red_zones(Block& block) {
+  const auto is_written = [](unsigned char byte) { return byte != kUninitialised; };
+  unsigned char* begin = block.shared_with_red_zones.data();
+  unsigned char* end = begin + block.shared_with_red_zones.size();
+  if (std::any_of(begin, block.shared, is_written) ||
+      std::any_of(block.shared + grid->call.shared_bytes, end, is_written)) {
+    fail({}, "the block wrote outside its %zu bytes of shared memory", grid->call.shared_bytes);
+  }
+}
+
+std::unique_ptr<Block> make_block(unsigned number) {
+  const dim3 grid_size = grid->call.grid;
+  const dim3 size = grid->call.block;
+  const unsigned threads = size.x * size.y * size.z;
+  auto block = std::make_unique<Block>();
+  block->index = {number % grid_size.x, number / grid_size.x % grid_size.y,
+                  number / (grid_size.x * grid_size.y)};
+  block->alive = threads;
+  block->threads.resize(threads);
+  block->warps.resize((threads + kWarpSize - 1) / kWarpSize);
+  for (Warp& warp : block->warps) {
+    warp.priority = grid->random.next();
+  }
+  for (unsigned i = 0; i < threads; ++i) {
+    Thread& thread = block->threads[i];
+    thread.index = {i % size.x, i / size.x % size.y, i / (size.x * size.y)};
+    thread.lane = i % kWarpSize;
+    thread.block = block.get();
+    thread.warp = &block->warps[i / kWarpSize];
+    thread.warp->lanes.push_back(&thread);
+    thread.warp->alive |= 1u << thread.lane;
+    block->runnable.push_back(&thread);
+  }
+  grid->random.shuffle(block->runnable);
+  give_shared_memory(*block, grid->call.shared_bytes);
+  return block;
+}
+
+// The body of every fiber.
+void run_current_thread() noexcept {
+  grid->call.invoke(grid->call.arguments);
+  Block& block = *current->block;
+  Warp& warp = *current->warp;
+  current->has_returned = true;
+  --block.alive;
+  warp.alive &= ~(1u << current->lane);
+  release_if_complete(block);
+  for (Meeting& meeting : warp.meetings) {
+    if (is_gathering(meeting)) {
+      close_if_complete(warp, meeting);
+    }
+  }
+  if (block.alive == 0) {
+    check_red_zones(block);
+  }
+  suspend();
+}
+
+void give_turn_to(Thread* thread) {
+  if (thread->fiber == nullptr) {
+    thread->fiber = take_fiber(run_current_thread);
+  }
+  current = thread;
+  threadIdx = thread->index;
+  blockIdx = thread->block->index;
+  resume(thread->fiber);
+  current = nullptr;
+  if (thread->has_returned) {
+    give_back_fiber(thread->fiber);
+    thread->fiber = nullptr;
+  }
+}
+
+void start_blocks() {
+  const auto room = static_cast<std::size_t>(device.settings.resident_blocks);
+  while (!grid->to_start.empty() && grid->resident.size() < room) {
+    grid->resident.push_back(make_block(grid->to_start.back()));
+    grid->to_start.pop_back();
+  }
+}
+
+void remove_latest_block() {
+  std::erase_if(grid->resident, [](const auto& block) { return block.get() == grid->latest; });
+  grid->latest = nullptr;
+}
+
+void report_deadlock() {
+  std::map<std::string, int> places;
+  for (const auto& block : grid->resident) {
+    for (const Thread& thread : block->threads) {
+      if (!thread.has_returned) {
+        ++places[std::string(thread.waits_in) + " at " + thread.where.file + ":" +
+                 std::to_string(thread.where.line)];
+      }
+    }
+  }
+  std::string message = "deadlock:";
+  for (const auto& [place, count] : places) {
+    message += " " + std::to_string(count) + " threads wait in " + place + ";";
+  }
+  break_device(message);
+}
+
+}  // namespace
+
+// --- what the built-ins call ---------------------------------------------------------------------
+
+unsigned char* dynamic_shared() { return current->block->shared; }
+
+unsigned lane() { return current->lane; }
+
+void preempt() {
+  constexpr std::size_t kOftenEnough = 8;  // for a loop that waits for another thread, too
+  if (grid->random.one_in(kOftenEnough)) {
+    std::vector<Thread*>& runnable = current->block->runnable;
+    runnable.push_back(current);
+    std::swap(runnable.back(), runnable[grid->random.below(runnable.size())]);
+    suspend();
+  }
+}
+
+int block_barrier(Vote vote, bool predicate, Location where) {
+  Block& block = *current->block;
+  Barrier& barrier = block.barrier;
+  if (barrier.waiting.empty()) {
+    barrier.vote = vote;
+    barrier.where = where;
+  } else if (!(barrier.where == where)) {
+    fail(where, "divergent barrier: %zu threads of the block wait in another one at %s:%u",
+         barrier.waiting.size(), barrier.where.file, barrier.where.line);
+  }
+  barrier.votes += predicate;
+  barrier.waiting.push_back(current);
+  release_if_complete(block);
+  wait_in("a barrier", where);
+  return barrier.result;
+}
+
+Meeting& meet(unsigned mask, WarpOperation operation, std::uint64_t value, Location where) {
+  Warp& warp = *current->warp;
+  const unsigned self = 1u << current->lane;
+  if ((mask & self) == 0) {
+    fail(where, "lane %u executes a warp operation whose mask %08x does not name it", current->lane,
+         mask);
+  }
+  Meeting& meeting = find_or_open_meeting(warp, mask, operation, where);
+  meeting.lanes |= self;
+  meeting.values[current->lane] = value;
+  close_if_complete(warp, meeting);
+  if (is_gathering(meeting)) {
+    wait_in("a warp operation", where);
+  }
+  return meeting;
+}
+
+void leave(Meeting& meeting) {
+  if (--meeting.to_leave == 0) {
+    meeting.mask = 0;
+  }
+}
+
+bool in_kernel() { return current != nullptr; }
+
+void break_device(const std::string& message) {
+  device.broken = true;
+  device.message = message + " [seed " + std::to_string(device.settings.seed) + ", launch " +
+                   std::to_string(device.launches) + "]";
+}
+
+void fail(Location where, const char* format, ...) {
+  char text[512];
+  std::va_list arguments;
+  va_start(arguments, format);
+  std::vsnprintf(text, sizeof text, format, arguments);
+  va_end(arguments);
+  char place[512] = "";
+  if (where.line != 0) {
+    std::snprintf(place, sizeof place, "%s:%u: ", where.file, where.line);
+  }
+  char who[128];
+  std::snprintf(who, sizeof who, "block (%u,%u,%u) thread (%u,%u,%u): ", blockIdx.x, blockIdx.y,
+                blockIdx.z, threadIdx.x, threadIdx.y, threadIdx.z);
+  break_device(std::string(place) + who + text);
+  suspend();  // for good: the scheduler stops here, and what is on the stacks is forgotten
+  std::abort();
+}
+
+void run_grid(const KernelCall& call) {
+  Random random(device.settings.seed ^ device.launches << 48);
+  const auto style = static_cast<Style>(random.below(kStyles));
+  Grid running{call, random, style, {}, {}, nullptr};
+  running.to_start.resize(static_cast<std::size_t>(call.grid.x) * call.grid.y * call.grid.z);
+  std::iota(running.to_start.begin(), running.to_start.end(), 0u);
+  running.random.shuffle(running.to_start);
+  grid = &running;
+  gridDim = call.grid;
+  blockDim = call.block;
+  const FaultGuard guard;
+  start_blocks();
+  while (Thread* thread = pick_thread()) {
+    give_turn_to(thread);
+    if (device.broken) {
+      break;
+    }
+    if (grid->latest->alive == 0) {
+      remove_latest_block();
+      start_blocks();
+    }
+  }
+  if (!device.broken && !grid->resident.empty()) {
+    report_deadlock();
+  }
+  for (const auto& block : grid->resident) {
+    for (const Thread& thread : block->threads) {
+      if (thread.fiber != nullptr) {
+        give_back_fiber(thread.fiber);
+      }
+    }
+  }
+  grid = nullptr;
+}
+
+}  // namespace emulator

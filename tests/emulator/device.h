@@ -1,0 +1,70 @@
+// What the emulated device is made of, for device.cpp (which runs the kernels) and runtime.cpp
+// (which stands in for libcudart).
+#pragma once
+
+#include <signal.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "emulator.h"
+
+namespace emulator {
+
+inline constexpr int kMaxThreadsPerBlock = 1024;
+inline constexpr std::size_t kSharedMemoryWithoutAttribute = 48 * 1024;
+inline constexpr unsigned char kUninitialised = 0xFF;  // fills shared memory: NaN, -1
+
+// Chosen by the tests: devices differ in the first and the last, schedules in the others.
+struct Settings {
+  int multiprocessors = 4;
+  int resident_blocks = 4;  // blocks that are under way at the same time
+  std::uint64_t seed = 0;   // of the order in which blocks and threads run
+  std::size_t shared_memory_per_block = 227 * 1024;
+};
+
+struct Device {
+  std::mutex mutex;  // one launch at a time, from whichever Python thread
+  Settings settings;
+  std::uint64_t launches = 0;  // since the settings were made
+  bool broken = false;         // by a failed kernel: as on a device, every later call fails too
+  std::string message;         // about the last error
+};
+extern Device device;
+
+bool in_kernel();  // and not in the host's code
+
+// While it lives, an access to an address that is not mapped fails the kernel that makes it.
+class FaultGuard {
+ public:
+  FaultGuard();
+  ~FaultGuard();
+  FaultGuard(const FaultGuard&) = delete;
+  FaultGuard& operator=(const FaultGuard&) = delete;
+
+ private:
+  std::vector<unsigned char> stack_;
+  stack_t old_stack_{};
+  struct sigaction old_segv_{};
+  struct sigaction old_bus_{};
+};
+
+// The device is broken from now on.
+void break_device(const std::string& message);
+
+struct KernelCall {
+  dim3 grid;
+  dim3 block;
+  std::size_t shared_bytes;
+  void (*invoke)(const void* arguments);
+  const void* arguments;
+};
+
+// Runs every thread of a grid whose shape is legal. The device is broken afterwards if something
+// was wrong.
+void run_grid(const KernelCall& call);
+
+}  // namespace emulator

@@ -1,0 +1,234 @@
+"""The corner cases of the definition: each row has one answer, and it is not NaN."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from budget import DTYPES, HALF, assert_within_budget, run
+from cases import INT64_MAX, INT64_MIN, LAYOUTS, Case, get_case
+from torch import Tensor
+
+from discloss_cuda import (
+    DiscriminativeLossTerms,
+    discriminative_loss,
+    discriminative_loss_packed,
+    reference,
+)
+
+FUNCTIONS = (discriminative_loss, discriminative_loss_packed)
+
+
+def terms_and_grad(
+    x: Tensor, labels: Tensor, **options: Any
+) -> tuple[DiscriminativeLossTerms, Tensor]:
+    """The terms of each image, and the gradient of the sum of the losses."""
+    leaf = x.detach().requires_grad_()
+    terms = discriminative_loss(leaf, labels, reduction="none", return_terms=True, **options)
+    (grad,) = torch.autograd.grad(terms.loss.sum(), leaf)
+    return terms, grad
+
+
+# --- nothing there --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "name", ["no_image", "no_pixel", "no_pixel_2d", "all_ignored", "no_cloud", "empty_clouds"]
+)
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_nothing_gives_zero_with_a_live_graph(
+    device: torch.device, name: str, dtype: torch.dtype, reduction: str
+) -> None:
+    case = get_case(name)
+    x = case.leaf(device, dtype)
+    function = FUNCTIONS[case.offsets is not None]
+    for more in ({}, {"max_instances": 0}, {"max_instances": 3}):
+        loss = function(x, *case.arguments(device), reduction=reduction, **case.options, **more)
+        assert loss.shape == ((case.images,) if reduction == "none" else ())
+        assert loss.requires_grad
+        assert torch.equal(loss, torch.zeros_like(loss))
+        (grad,) = torch.autograd.grad(loss.sum(), x)
+        assert torch.equal(grad, torch.zeros_like(x))
+        assert grad.dtype == dtype
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_an_image_without_instances_has_gradient_zero_whatever_its_pixels(
+    device: torch.device, value: float
+) -> None:
+    x = get_case("image_d16").embeddings.clone()
+    x[0] = value
+    labels = get_case("image_d16").labels.clone()
+    labels[0] = 0
+    terms, grad = terms_and_grad(x.to(device), labels.to(device), ignore_label=0)
+    assert torch.equal(grad[0], torch.zeros_like(grad[0]))
+    assert [term[0].item() for term in terms] == [0.0] * 4
+    assert grad[1].isfinite().all()
+    mean = discriminative_loss(x.to(device), labels.to(device), ignore_label=0)
+    torch.testing.assert_close(mean, terms.loss[1].detach() / 2)  # it counts in the mean
+
+
+def test_one_instance_has_nothing_to_be_pushed_from(device: torch.device) -> None:
+    case = get_case("one_instance")
+    terms, _ = terms_and_grad(case.embeddings.to(device), case.labels.to(device), beta=1e9)
+    assert torch.equal(terms.distance, torch.zeros_like(terms.distance))
+    assert (terms.variance > 0).all()
+
+
+# --- where the norm has no derivative, and hinges -------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("norm", [1, 2])
+def test_equal_embeddings(device: torch.device, norm: int, dtype: torch.dtype) -> None:
+    """All means equal: the push is at its largest and has no direction."""
+    x = torch.full((1, 3, 12), 0.25, dtype=dtype, device=device)
+    labels = torch.arange(12, device=device)[None] // 4
+    terms, grad = terms_and_grad(x, labels, norm=norm, gamma=0.0)
+    assert terms.distance.item() == 9.0
+    assert terms.variance.item() == 0.0
+    assert torch.equal(grad, torch.zeros_like(grad))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("norm", [1, 2])
+def test_zero_embeddings(device: torch.device, norm: int, dtype: torch.dtype) -> None:
+    x = torch.zeros(1, 3, 12, dtype=dtype, device=device)
+    labels = torch.arange(12, device=device)[None] // 4
+    terms, grad = terms_and_grad(x, labels, norm=norm, gamma=1.0, delta_var=0.0)
+    assert terms.regularization.item() == 0.0
+    assert torch.equal(grad, torch.zeros_like(grad))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_exactly_on_the_hinges(device: torch.device, dtype: torch.dtype) -> None:
+    case = get_case("on_the_hinge")
+    x, labels = case.embeddings.to(device, dtype), case.labels.to(device)
+    terms, grad = terms_and_grad(x, labels, **case.options)
+    assert [term.item() for term in terms[:3]] == [0.0, 0.0, 0.0]
+    assert torch.equal(grad, torch.zeros_like(grad))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("norm", [1, 2])
+def test_a_single_pixel_is_its_own_mean(
+    device: torch.device, norm: int, dtype: torch.dtype
+) -> None:
+    x = get_case("single_pixels").embeddings.to(device, dtype)
+    labels = get_case("single_pixels").labels.to(device)
+    terms, grad = terms_and_grad(x, labels, norm=norm, delta_var=0.0, beta=0.0, gamma=0.0)
+    assert torch.equal(terms.variance, torch.zeros_like(terms.variance))
+    assert torch.equal(grad, torch.zeros_like(grad))
+
+
+# --- ids ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ids", [(0, 1), (-1, 0), (INT64_MIN, INT64_MAX), (2**40, 2**40 + 2**32)])
+def test_no_id_is_a_sentinel(device: torch.device, ids: tuple[int, int]) -> None:
+    x = get_case("two_instances").embeddings.to(device)
+    labels = get_case("two_instances").labels
+    renamed = torch.where(labels == 1, ids[0], ids[1]).to(device)
+    plain, plain_grad = terms_and_grad(x, labels.to(device))
+    for ignored in (None, (), 12345):
+        terms, grad = terms_and_grad(x, renamed, ignore_label=ignored)
+        torch.testing.assert_close(list(terms), list(plain), rtol=1e-13, atol=0)
+        torch.testing.assert_close(grad, plain_grad)
+
+
+def test_ids_that_agree_in_their_low_bits_are_different(device: torch.device) -> None:
+    x = torch.randn(1, 2, 64, dtype=torch.float64, device=device)
+    number = torch.arange(64, device=device)[None] % 8
+    terms, _ = terms_and_grad(x, number)
+    for shift in (8, 16, 32, 48, 60):
+        shifted, _ = terms_and_grad(x, number << shift)
+        torch.testing.assert_close(list(shifted), list(terms), rtol=1e-13, atol=0)
+
+
+def test_minus_one_is_not_255_and_two_to_the_40_is_not_0(device: torch.device) -> None:
+    x = get_case("two_instances").embeddings.to(device)
+    labels = get_case("two_instances").labels.to(device)
+    for dtype, ids, ignored in (
+        (torch.uint8, (255, 0), (-1, 256)),
+        (torch.uint16, (65535, 0), (-1, 65536)),
+        (torch.int8, (-1, 0), (255, 256)),
+        (torch.int32, (-1, 0), (2**40, 2**32 - 1)),
+    ):
+        renamed = torch.where(labels == 1, ids[0], ids[1]).to(dtype)
+        terms, _ = terms_and_grad(x, renamed, ignore_label=ignored, delta_dist=9.0)
+        assert (terms.distance > 0).all(), dtype  # both ids are there
+        terms, _ = terms_and_grad(x, renamed, ignore_label=ids[0], delta_dist=9.0)
+        assert torch.equal(terms.distance, torch.zeros_like(terms.distance)), dtype
+
+
+# --- NaN and inf ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "padded"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("norm", [1, 2])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_nan_and_inf_propagate_and_stay_in_their_image(
+    device: torch.device, value: float, norm: int, dtype: torch.dtype, layout: str
+) -> None:
+    case = get_case("several_ignored")
+    x = case.embeddings.to(device, dtype, copy=True)
+    labels = case.labels.to(device)
+    options = {**case.options, "norm": norm}
+    clean, clean_grad = terms_and_grad(LAYOUTS[layout](x), labels, **options)
+    ignored = labels == 0
+    x.movedim(1, -1)[ignored] = value  # these must not matter
+    pixel = (labels[0] == 5).nonzero()[3].tolist()
+    x[0, 2, pixel[0], pixel[1]] = value
+    terms, grad = terms_and_grad(LAYOUTS[layout](x), labels, **options)
+
+    for name in ("loss", "variance", "regularization"):
+        assert not getattr(terms, name)[0].isfinite(), name
+    # A mean at infinity is too far from any other to be pushed; one that is NaN is not.
+    plain: Any = reference.discriminative_loss(
+        x, labels, reduction="none", return_terms=True, **options
+    )
+    torch.testing.assert_close(terms.distance[0], plain.distance[0], equal_nan=True)
+    assert terms.distance[0].isnan() == math.isnan(value)
+    of_instance = (labels[0] == 5).expand_as(grad[0])
+    assert not grad[0][of_instance].isfinite().any()
+
+    ignored |= (labels == 3) | (labels == 7)
+    assert torch.equal(grad.movedim(1, -1)[ignored], torch.zeros_like(grad.movedim(1, -1)[ignored]))
+    torch.testing.assert_close([t[1] for t in terms], [t[1] for t in clean], rtol=0, atol=0)
+    torch.testing.assert_close(grad[1], clean_grad[1], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("term", ["variance", "distance", "regularization"])
+@pytest.mark.parametrize("norm", [1, 2])
+def test_nan_reaches_the_gradient_through_each_term(
+    device: torch.device, norm: int, term: str
+) -> None:
+    x = get_case("image_d16").embeddings.to(device, torch.float32, copy=True)
+    labels = get_case("image_d16").labels.to(device)
+    first = labels[0] == labels[0, 0, 0]
+    x[0, :, 0, 0] = torch.nan
+    leaf = x.requires_grad_()
+    terms = discriminative_loss(leaf, labels, norm=norm, reduction="none", return_terms=True)
+    (grad,) = torch.autograd.grad(getattr(terms, term).sum(), leaf)
+    assert grad[0][:, first].isnan().all()
+    assert grad[1].isfinite().all()
+
+
+# --- half precision -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_sums_beyond_the_range_of_half(device: torch.device, dtype: torch.dtype) -> None:
+    """An instance whose sum, and whose squared distances, float16 cannot hold."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 4, 700, generator=generator, dtype=torch.float64) * 300 + 500
+    labels = (torch.arange(700) >= 690).long().expand(2, 700)
+    case = Case(x, labels)
+    assert x[..., :690].sum(-1).min() > 4 * 65504
+    for layout in ("contiguous", "channels_last"):
+        outcome = run(*FUNCTIONS, case, LAYOUTS[layout](x.to(device, dtype)))
+        assert_within_budget(case, outcome, layout=layout)

@@ -1,0 +1,269 @@
+"""What PyTorch does to a function: opcheck, torch.compile, torch.export, torch.func, checkpoints."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from discloss_cuda import (
+    DiscriminativeLoss,
+    DiscriminativeLossFunction,
+    _ops,
+    discriminative_loss,
+    discriminative_loss_packed,
+    reference,
+)
+
+# torch.compile imports parts of torch that torch itself has deprecated.
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+
+NUMBERS = (0.5, 1.5, 1.0, 1.0, 0.001, 2)  # the op's hyper-parameters
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Inductor's cache does not see a changed fake kernel; nothing is taken from it."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def _inputs(device: torch.device, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 3, 6, 10, dtype=torch.float64, generator=generator).to(device, dtype)
+    labels = torch.randint(0, 4, (2, 3, 5), generator=generator).to(device)
+    return x.requires_grad_(), labels.repeat_interleave(2, 1).repeat_interleave(2, 2)
+
+
+def _gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    (gradient,) = torch.autograd.grad(function(x), x)
+    return gradient
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_opcheck(device: torch.device, dtype: torch.dtype, packed: bool) -> None:
+    x, labels = _inputs(device, dtype)
+    offsets = None
+    if packed:
+        x = x.detach().flatten(2).transpose(1, 2).reshape(-1, 3).requires_grad_()
+        labels = labels.flatten()
+        offsets = torch.tensor([0, 40, 40, 120], device=device)
+    ops = _ops.current()
+    arguments = (x, labels, offsets, 4, *NUMBERS, [0])
+    torch.library.opcheck(ops.forward, arguments)
+    results = [result.detach() for result in ops.forward(*arguments)]
+    upstream = torch.linspace(1, 2, len(results[0]), device=device, dtype=results[0].dtype)
+    torch.library.opcheck(
+        ops.backward,
+        (upstream.requires_grad_(), None, None, upstream, x, offsets, *results[4:], *NUMBERS),
+    )
+    torch.library.opcheck(ops.count_instances, (labels, offsets, [0]))
+    torch.library.opcheck(ops.batch_offsets, (torch.tensor([0, 0, 2], device=device), 4))
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
+@pytest.mark.parametrize("max_instances", [None, 5])
+def test_compile_fullgraph(device: torch.device, backend: str, max_instances: int | None) -> None:
+    x, labels = _inputs(device)
+
+    def loss(x: Tensor, labels: Tensor = labels) -> Tensor:
+        result: Tensor = discriminative_loss(
+            2 * x, labels, ignore_label=0, max_instances=max_instances
+        )
+        return result
+
+    compiled = torch.compile(loss, fullgraph=True, backend=backend)
+    torch.testing.assert_close(compiled(x), loss(x), rtol=1e-12, atol=0)
+    torch.testing.assert_close(_gradient(compiled, x), _gradient(loss, x), rtol=1e-12, atol=1e-15)
+    if max_instances is None:  # another K is no other graph
+        with torch.compiler.set_stance("fail_on_recompile"):
+            fewer = labels.clamp(max=2)
+            torch.testing.assert_close(compiled(x, fewer), loss(x, fewer), rtol=1e-12, atol=0)
+
+
+def test_compile_dynamic_shapes(device: torch.device) -> None:
+    def loss(x: Tensor, labels: Tensor) -> Any:
+        return discriminative_loss(x, labels, return_terms=True, reduction="none")
+
+    compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend="aot_eager")
+    x, labels = _inputs(device)
+    for size in (10, 8, 5):
+        narrow = x.detach()[..., :size].clone().requires_grad_()
+        narrow_labels = labels[..., :size].contiguous()
+        for ours, expected in zip(
+            compiled(narrow, narrow_labels), loss(narrow, narrow_labels), strict=True
+        ):
+            torch.testing.assert_close(ours, expected, rtol=1e-12, atol=0)
+
+
+def test_compile_packed(device: torch.device) -> None:
+    x, labels = _inputs(device)
+    points = x.detach().flatten(2).transpose(1, 2).reshape(-1, 3).requires_grad_()
+    batch = torch.arange(2, device=device).repeat_interleave(60)
+
+    def loss(points: Tensor) -> Tensor:
+        result: Tensor = discriminative_loss_packed(
+            points, labels.flatten(), batch=batch, batch_size=2
+        )
+        return result
+
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(points), discriminative_loss(x, labels))
+    torch.testing.assert_close(_gradient(compiled, points), _gradient(loss, points))
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_an_exported_module_trains(device: torch.device, strict: bool) -> None:
+    x, labels = _inputs(device)
+    criterion = DiscriminativeLoss(ignore_label=0)
+    exported = torch.export.export(criterion, (x.detach(), labels), strict=strict).module()
+    expected = _gradient(lambda x: criterion(x, labels), x)
+    torch.testing.assert_close(_gradient(lambda x: exported(x, labels), x), expected)
+
+
+@pytest.mark.parametrize("device_name", ["meta", "fake"])
+def test_meta_and_fake_tensors(device_name: str) -> None:
+    if device_name == "meta":
+        x = torch.empty(2, 3, 6, 10, device="meta", dtype=torch.float16, requires_grad=True)
+        loss = discriminative_loss(
+            x, torch.empty(2, 6, 10, device="meta", dtype=torch.int32), max_instances=7
+        )
+        loss.backward()
+        gradient = x.grad
+    else:
+        with torch._subclasses.FakeTensorMode():
+            x = torch.empty(2, 3, 6, 10, dtype=torch.float16, requires_grad=True)
+            loss = discriminative_loss(x, torch.empty(2, 6, 10, dtype=torch.int32), max_instances=7)
+            (gradient,) = torch.autograd.grad(loss, x)
+    assert gradient is not None
+    assert loss.shape == () and loss.dtype == torch.float32
+    assert gradient.shape == x.shape and gradient.dtype == torch.float16
+
+
+def test_func_grad_vjp_and_hessian(device: torch.device) -> None:
+    x, labels = _inputs(device)
+
+    def loss(x: Tensor) -> Tensor:
+        result: Tensor = discriminative_loss(x, labels)
+        return result
+
+    torch.testing.assert_close(torch.func.grad(loss)(x.detach()), _gradient(loss, x))
+    value, pullback = torch.func.vjp(loss, x.detach())
+    torch.testing.assert_close(pullback(2 * torch.ones_like(value))[0], 2 * _gradient(loss, x))
+    small, small_labels = x.detach()[:, :2, :2, :4], labels[:, :2, :4]
+    torch.testing.assert_close(
+        torch.func.hessian(lambda x: discriminative_loss(x, small_labels))(small),
+        torch.func.hessian(lambda x: reference.discriminative_loss(x, small_labels))(small),
+    )
+
+
+def test_func_grad_under_compile(device: torch.device) -> None:
+    x, labels = _inputs(device)
+
+    def loss(x: Tensor) -> Tensor:
+        result: Tensor = discriminative_loss(x, labels, max_instances=4)
+        return result
+
+    compiled = torch.compile(torch.func.grad(loss), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x.detach()), _gradient(loss, x))
+
+
+def test_forward_mode(device: torch.device) -> None:
+    x, labels = _inputs(device)
+    assert torch.autograd.gradcheck(
+        lambda x: discriminative_loss(x, labels), x, check_forward_ad=True, check_backward_ad=False
+    )
+
+
+def test_batched_upstream_gradients(device: torch.device) -> None:
+    x, labels = _inputs(device)
+    assert torch.autograd.gradcheck(
+        lambda x: discriminative_loss(x, labels, reduction="none"), x, check_batched_grad=True
+    )
+
+
+def test_a_gradient_penalty_is_differentiated(device: torch.device) -> None:
+    x, labels = _inputs(device)
+
+    def penalised(loss_function: Callable[..., Tensor]) -> Tensor:
+        loss = loss_function(x, labels)
+        (gradient,) = torch.autograd.grad(loss, x, create_graph=True)
+        return loss + 10 * (gradient.norm() - 1) ** 2
+
+    torch.testing.assert_close(
+        _gradient(lambda _: penalised(discriminative_loss), x),
+        _gradient(lambda _: penalised(reference.discriminative_loss), x),
+    )
+
+
+def test_function_and_op_are_the_same(device: torch.device) -> None:
+    x, labels = _inputs(device)
+    arguments = (x, labels, None, 4, *NUMBERS, [0])
+    by_function = DiscriminativeLossFunction.apply(*arguments)
+    by_op = _ops.current().forward(*arguments)
+    for ours, expected in zip(by_function, by_op, strict=True):
+        assert torch.equal(ours, expected)
+        assert ours.requires_grad == expected.requires_grad
+    (ours,) = torch.autograd.grad(by_function[0].sum(), x)
+    (expected,) = torch.autograd.grad(by_op[0].sum(), x)
+    assert torch.equal(ours, expected)
+
+
+def test_checkpoint_and_saved_tensor_hooks(device: torch.device) -> None:
+    x, labels = _inputs(device)
+    expected = _gradient(lambda x: discriminative_loss(x, labels), x)
+    checkpointed = torch.utils.checkpoint.checkpoint(
+        discriminative_loss, x, labels, use_reentrant=False
+    )
+    assert torch.equal(torch.autograd.grad(checkpointed, x)[0], expected)
+    with torch.autograd.graph.save_on_cpu():
+        loss = discriminative_loss(x, labels)
+    assert torch.equal(torch.autograd.grad(loss, x)[0], expected)
+
+
+def test_inference_mode_and_no_grad(device: torch.device) -> None:
+    x, labels = _inputs(device)
+    expected = discriminative_loss(x, labels)
+    with torch.no_grad():
+        assert torch.equal(discriminative_loss(x, labels), expected)
+    with torch.inference_mode():
+        assert torch.equal(discriminative_loss(x, labels), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_autocast_takes_embeddings_as_they_are(device: torch.device, dtype: torch.dtype) -> None:
+    x, labels = _inputs(device, dtype)
+    expected = discriminative_loss(x, labels)
+    with torch.autocast(device.type, dtype=torch.bfloat16):
+        loss = discriminative_loss(x, labels)
+    assert loss.dtype == torch.float32
+    assert torch.equal(loss, expected)
+
+
+def test_training_lowers_the_loss(device: torch.device) -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Conv2d(3, 4, 3, padding=1).to(device)
+    criterion = DiscriminativeLoss(ignore_label=0)
+    twin = copy.deepcopy(model)
+    image, labels = _inputs(device, torch.float32)
+    image = image.detach()
+    for network, loss_function in ((model, criterion), (twin, reference.discriminative_loss)):
+        keywords = {} if network is model else {"ignore_label": 0}
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.05)
+        losses = []
+        for _ in range(5):
+            loss = loss_function(network(image), labels, **keywords)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        assert losses[-1] < losses[0]
+    for ours, expected in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(ours, expected)
