@@ -152,7 +152,9 @@ inline void check_backward(std::initializer_list<const std::optional<at::Tensor>
   TORCH_CHECK_VALUE(counts.dim() == 2 && counts.size(0) == images && means.dim() == 3 &&
                         means.size(0) == images && means.size(1) == counts.size(1) &&
                         means.size(2) == embeddings.size(1) && pull.sizes() == means.sizes() &&
-                        push.sizes() == means.sizes() && slots.is_contiguous() &&
+                        push.sizes() == means.sizes() &&
+                        slots.numel() * embeddings.size(1) == embeddings.numel() &&
+                        slots.is_contiguous() &&
                         instances.is_contiguous() && counts.is_contiguous() &&
                         means.is_contiguous() && pull.is_contiguous() && push.is_contiguous(),
                     "slots, instances, counts, means, pull, push: expected the shapes and layout "

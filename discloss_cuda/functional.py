@@ -183,6 +183,8 @@ def _loss(
     return_terms: bool,
 ) -> Tensor | DiscriminativeLossTerms:
     if max_instances is None:
+        if labels.device.type == "meta":
+            raise ValueError("max_instances: expected an int for meta tensors, got None")
         max_instances = _ops.current().count_instances(labels, offsets, ignore_labels)
     results = _ops.apply(embeddings, labels, offsets, max_instances, parameters, ignore_labels)
     if return_terms:
@@ -210,24 +212,19 @@ def _offsets(
         if batch_size is not None:
             raise ValueError(f"batch_size: expected only with batch, got {batch_size} with offsets")
         _check_tensor("offsets", offsets)
+        _check_device("offsets", offsets, "labels", labels)
         return offsets
     assert batch is not None
     _check_tensor("batch", batch)
-    if batch.device != labels.device:
-        raise ValueError(
-            f"batch: expected the device of labels, {labels.device}, got {batch.device}"
-        )
+    _check_device("batch", batch, "labels", labels)
     if batch.shape != labels.shape:
         raise ValueError(
             f"batch: expected shape [N_total] = {list(labels.shape)}, got {list(batch.shape)}"
         )
     if batch_size is None:
         batch_size = int(batch[-1]) + 1 if batch.numel() else 0
-    elif isinstance(batch_size, bool) or not isinstance(batch_size, (int, torch.SymInt)):
-        raise TypeError(f"batch_size: expected an int or None, got {_describe(batch_size)}")
-    elif batch_size < 0:
-        raise ValueError(f"batch_size: expected a number >= 0, got {batch_size}")
-    result: Tensor = _ops.current().batch_offsets(batch, batch_size)
+    size = _check_size("batch_size", batch_size)
+    result: Tensor = _ops.current().batch_offsets(batch, size)
     return result
 
 
@@ -283,11 +280,15 @@ def check_max_instances(max_instances: int | None) -> int | None:
     """``max_instances`` as it is, or an error."""
     if max_instances is None:
         return None
-    if isinstance(max_instances, bool) or not isinstance(max_instances, (int, torch.SymInt)):
-        raise TypeError(f"max_instances: expected an int or None, got {_describe(max_instances)}")
-    if max_instances < 0:
-        raise ValueError(f"max_instances: expected a number >= 0, got {max_instances}")
-    return max_instances
+    return _check_size("max_instances", max_instances)
+
+
+def _check_size(name: str, size: int) -> int:
+    if isinstance(size, bool) or not isinstance(size, numbers.Integral | torch.SymInt):
+        raise TypeError(f"{name}: expected an int or None, got {_describe(size)}")
+    if size < 0:
+        raise ValueError(f"{name}: expected a number >= 0, got {size}")
+    return size if isinstance(size, torch.SymInt) else int(size)
 
 
 def check_reduction(reduction: str) -> str:
@@ -309,9 +310,13 @@ def _check_inputs(embeddings: Tensor, labels: Tensor) -> None:
             "found: install the CUDA toolkit and reinstall with FORCE_CUDA=1 "
             "pip install --no-build-isolation ."
         )
-    if labels.device != device:
+    _check_device("labels", labels, "embeddings", embeddings)
+
+
+def _check_device(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+    if tensor.device != other.device:
         raise ValueError(
-            f"labels: expected the device of embeddings, {device}, got {labels.device}"
+            f"{name}: expected the device of {other_name}, {other.device}, got {tensor.device}"
         )
 
 
