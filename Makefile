@@ -13,6 +13,7 @@ python = $(PYTHON)
 else
 python = $(VENV)/bin/python
 environment = $(VENV)/.complete
+export PATH := $(abspath $(VENV))/bin:$(PATH)
 endif
 
 # benchmarks/ and tests/ see the package in place.
@@ -33,12 +34,12 @@ lint: $(environment)
 	$(python) -m ruff check .
 	$(python) -m ruff format --check .
 	$(python) -m mypy
-	$(dir $(python))clang-format --dry-run -Werror $(CXX_SOURCES)
+	clang-format --dry-run -Werror $(CXX_SOURCES)
 
 format: $(environment)
 	$(python) -m ruff check --fix .
 	$(python) -m ruff format .
-	$(dir $(python))clang-format -i $(CXX_SOURCES)
+	clang-format -i $(CXX_SOURCES)
 
 clean:
 	rm -rf build dist *.egg-info discloss_cuda/*.so

@@ -142,7 +142,9 @@ class BuildModule(BuildExtension):
 if __name__ == "__main__":
     # ninja is beside this Python, whether or not its environment is activated.
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    major, minor, *_ = torch.__version__.split(".")
     setup(
+        install_requires=[f"torch=={major}.{minor}.*"],  # what is compiled for one fits no other
         ext_modules=[compiled_module(cuda_toolkit())],
         cmdclass={"build_ext": BuildModule},
     )

@@ -129,7 +129,8 @@ def _loss(
     push = (F.relu(2 * DELTA_DIST - between).square() * pair).sum((1, 2))
     push = push / (number * (number - 1)).clamp(min=1)
     length = (torch.linalg.vector_norm(means, dim=2) * present).sum(1) / number
-    return (ALPHA * pull + BETA * push.sum() + GAMMA * length.sum()) / problem.images
+    loss: Tensor = (ALPHA * pull + BETA * push.sum() + GAMMA * length.sum()) / problem.images
+    return loss
 
 
 @dataclass(frozen=True)
@@ -166,11 +167,8 @@ def _eager(problem: Problem, *, formulation: Formulation) -> Loss:
 
 
 def _compiled(problem: Problem, *, formulation: Formulation, backend: str) -> Loss:
-    def loss(x: Tensor) -> Tensor:
-        return formulation(x, problem, fused=True)
-
-    compiled: Loss = torch.compile(loss, backend=backend, dynamic=False, fullgraph=True)
-    return compiled
+    compiled = torch.compile(formulation, backend=backend, dynamic=False, fullgraph=True)
+    return partial(compiled, problem=problem, fused=True)
 
 
 def _sizes(problem: Problem) -> tuple[int, int, int]:
@@ -208,10 +206,11 @@ COMPILED_QUICK = ("scatter",)
 
 def implementations(*, quick: bool, backend: str = "inductor") -> list[Implementation]:
     """Everything to compare; `quick` leaves out what takes long to compile or adds little."""
-    known = [Implementation("discloss_cuda", "ours", partial(_ours, count_given=True))]
+    known = [Implementation("discloss_cuda", "discloss_cuda", partial(_ours, count_given=True))]
     if not quick:
         unknown = partial(_ours, count_given=False)
-        known.append(Implementation("discloss_cuda (no K)", "ours, K not given", unknown))
+        name = "discloss_cuda (no K)"  # max_instances is not given: the number is found first
+        known.append(Implementation(name, name, unknown))
     known.append(Implementation("reference", "reference", _reference, _reference_memory))
     for name, formulation in FORMULATIONS.items():
         one_hots = 2 if name == "one-hot" else 0

@@ -12,6 +12,7 @@ import argparse
 import fnmatch
 import importlib.util
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import exact
 import memory
 import report
 import torch
+from baselines import COMPILED, COMPILED_QUICK, FORMULATIONS
 from measure import DTYPES, Settings, measure
 from workloads import WORKLOADS, Workload
 
@@ -43,11 +45,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         threads=options.threads,
         rounds=options.rounds,
         seconds=options.seconds,
+        limit=options.limit,
         quick=options.quick,
         compiled=not options.no_compile,
         all=options.all,
     )
-    print(_preamble(machine), flush=True)
+    print(_preamble(machine, options.quick), flush=True)
     progress = _Progress()
     records: list[report.Record] = []
     for workload in chosen:
@@ -80,6 +83,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--all", action="store_true", help="time all formulations at length, not the best of each")
     add("--rounds", type=int, help="turns of every implementation; default 7, with --quick 4")
     add("--seconds", type=float, help="least length of a turn; default 0.1, CUDA or --quick 0.04")
+    add("--limit", type=float, help="seconds a workload is timed; default 120, with --quick 8")
     add("--commit", help="to be recorded where this is no git checkout")
     where = "write all numbers, with machine and versions"
     auto = "; without FILE: results/DATE-machine.json beside this program"
@@ -91,10 +95,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--device cuda: torch finds no CUDA device")
     if options.plot and importlib.util.find_spec("matplotlib") is None:
         parser.error("--plot needs matplotlib: pip install matplotlib")
+    short = options.quick or options.device == "cuda"
     options.rounds = options.rounds or (4 if options.quick else 7)
-    options.seconds = options.seconds or (
-        0.04 if options.quick or options.device == "cuda" else 0.1
-    )
+    options.seconds = options.seconds or (0.04 if short else 0.1)
+    options.limit = options.limit or (8 if options.quick else 120)
     chosen = ["float32"] if options.quick else list(DTYPES)
     options.dtypes = [options.dtype] if options.dtype else chosen
     return options
@@ -111,18 +115,22 @@ def _choose(patterns: list[str] | None, device: str, quick: bool) -> list[Worklo
     return found
 
 
-def _preamble(machine: dict[str, Any]) -> str:
+def _preamble(machine: dict[str, Any], quick: bool) -> str:
     facts = ", ".join(f"{key} {value}" for key, value in machine.items())
-    return (
-        f"{facts}\n"
+    lines = [
+        textwrap.fill(facts, report.TABLE_WIDTH),
         f"checked first: |loss - float64| <= {exact.LOSS_TOLERANCE:g} |loss|, |gradient - float64| "
-        f"<= {exact.GRAD_TOLERANCE:g} of the image's largest (bfloat16: + 2^-8)\n"
-        "eager, compile: the fastest formulation in plain PyTorch, given consecutive ids for free; "
-        "the others start from the ids as they come\n"
+        f"<= {exact.GRAD_TOLERANCE:g} of the image's largest (bfloat16: + 2^-8)",
+        f"eager, compile: the fastest of {len(FORMULATIONS)} formulations in plain PyTorch, and of "
+        f"{len(COMPILED_QUICK if quick else COMPILED)} under torch.compile;",
+        "  they are given consecutive ids for free, the others start from the ids as they come",
         "x copy_: multiples of a copy_ of the embedding into a ready buffer in this run; "
-        "useful: embedding and ids read once, gradient written once\n"
-        f"peak: beside the inputs, gradient included; {memory.HOW[machine['device']]}\n"
-    )
+        "useful: embedding and ids read once, gradient written once",
+        f"peak: beside the inputs, gradient included; {memory.HOW[machine['device']]}",
+    ]
+    if machine["load"] > machine["cpus"] / 2:
+        lines.append("WARNING: the machine is busy with something else: do not trust these times")
+    return "\n".join([*lines, ""])
 
 
 class _Progress:

@@ -32,6 +32,7 @@ class Settings:
     threads: int
     rounds: int
     seconds: float  # the least length of a turn
+    limit: float  # when a workload has had enough rounds
     quick: bool = False
     compiled: bool = True  # the torch.compile baselines too
     all: bool = False  # all formulations at length, not the fastest of each group
@@ -89,7 +90,8 @@ def measure(
     workload: Workload, dtype: str, settings: Settings, progress: Progress = lambda _: None
 ) -> Record:
     """Everything about one workload in one dtype."""
-    torch.compiler.reset()
+    if settings.compiled:
+        torch.compiler.reset()
     progress("making the input")
     problem = build(workload, DTYPES[dtype], settings.device)
     record = describe(workload, problem, dtype, settings.device)
@@ -172,7 +174,7 @@ def _time(
         for phase, step in phases(contender.subject).items():
             work[contender.implementation.name, phase] = step
     samplers = {key: sampler(w, settings.device, settings.threads) for key, w in work.items()}
-    times = in_rounds(samplers, settings.rounds, settings.seconds, progress)
+    times = in_rounds(samplers, settings.rounds, settings.seconds, settings.limit, progress)
 
     for unit in ("copy_", "clone"):
         if (unit, "both") in times:

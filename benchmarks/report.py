@@ -65,6 +65,7 @@ def environment(device: str, threads: int, commit: str | None) -> dict[str, Any]
         "system": platform.platform(),
         "cpu": _cpu_name(),
         "cpus": os.cpu_count(),
+        "load": round(os.getloadavg()[0], 2),  # before the benchmark adds its own
         "threads": threads,
         "device": device,
     }
@@ -225,6 +226,8 @@ def write_plot(path: Path, machine: dict[str, Any], records: list[Record]) -> No
         bars = axes.bar(places, heights, 0.8 / len(groups), label=group)
         axes.bar_label(bars, [f"{h:.3g}" if h else "" for h in heights], fontsize=6, rotation=90)
     axes.set_yscale("log")
+    axes.set_ylim(bottom=0.5)
+    axes.axhline(1, color="black", linewidth=0.8)
     axes.set_ylabel("forward + backward, in copies of the embedding")
     names = [f"{record['workload']}\n{record['dtype']}" for record in records]
     axes.set_xticks(range(len(records)), names, rotation=60, ha="right", fontsize=7)

@@ -8,6 +8,7 @@ a neighbour that wakes up hits them alike.
 from __future__ import annotations
 
 import functools
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -74,6 +75,7 @@ class Series:
         """Median and 20/80 % quantiles in milliseconds, and the host's median on CUDA."""
         low, median, high = np.quantile(self.times, (0.2, 0.5, 0.8)) * 1e3
         result = {"median_ms": float(median), "q20_ms": float(low), "q80_ms": float(high)}
+        result["samples"] = len(self.times)
         if self.host:
             result["host_ms"] = float(np.median(self.host) * 1e3)
         return result
@@ -165,11 +167,18 @@ def in_rounds(
     samplers: Mapping[Key, Sampler],
     rounds: int,
     seconds: float,
+    limit: float = math.inf,
     progress: Callable[[str], None] = lambda _: None,
 ) -> dict[Key, Series]:
-    """All repeats of all subjects; each takes its turn of `seconds` in every round."""
+    """All repeats of all subjects; each takes its turn of `seconds` in every round.
+
+    No round begins `limit` seconds after the first one did, except for the second.
+    """
     result = {key: Series() for key in samplers}
+    began = time.monotonic()
     for number in range(rounds):
+        if number >= 2 and time.monotonic() - began > limit:
+            break
         for key in samplers:
             progress(f"round {number + 1}/{rounds}: {' '.join(key)}")
             part = samplers[key].sample(seconds)

@@ -158,7 +158,7 @@ WORKLOADS = (
     Workload("nuclei", 16, "real image", partial(real, "nuclei"), quick=True),
     Workload("nuclei-batch", 16, "real images", partial(real, "nuclei_batch"), quick=True),
     Workload("embryo-clip", 8, "real volumes over time, ids are tracks", embryo_clip, quick=True),
-    Workload("embryo-clouds", 8, "real packed clouds, points unordered", embryo_clouds, quick=True),
+    Workload("embryo-clouds", 8, "real packed clouds, points unordered", embryo_clouds),
 )
 
 

@@ -1,7 +1,9 @@
-"""How far a result may lie from the float64 oracle, and the running of one call to judge it.
+"""How far a result may lie from the float64 oracle, and the running of one call to judge it: in
+which dtypes and memory layouts, with which upstream gradients.
 
 Errors are relative to |value|, for gradients to the largest |gradient| of the image:
 
+* a term is judged beside the loss it is part of: relative to the larger of the two;
 * float64: at most 1e-12;
 * else at most twice the error the plain PyTorch reference makes in the accumulate type (float32;
   half inputs are exact in it) plus 4 eps of that type;
@@ -39,16 +41,48 @@ def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def _channels_last(x: Tensor) -> Tensor:
+    return x.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+def _misaligned(x: Tensor) -> Tensor:
+    """The same strides one element into a storage: no address is a multiple of 16 bytes."""
+    storage = torch.empty(x.numel() + 1, dtype=x.dtype, device=x.device)
+    return storage[1:].as_strided(x.shape, x.stride()).copy_(x)
+
+
+def _padded(x: Tensor) -> Tensor:
+    """Cut out of something larger: the axes do not merge into one."""
+    beside = torch.nan if x.is_floating_point() else 77
+    around = torch.full((*x.shape[:-1], x.shape[-1] + 3), beside, dtype=x.dtype, device=x.device)
+    around[..., 1:-2] = x
+    return around[..., 1:-2]
+
+
+def _transposed(x: Tensor) -> Tensor:
+    return x.transpose(-1, -2).contiguous().transpose(-1, -2)
+
+
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "contiguous": lambda x: x.contiguous(),
+    "channels_last": _channels_last,
+    "misaligned": lambda x: _misaligned(x.contiguous()),
+    "channels_last_misaligned": lambda x: _misaligned(_channels_last(x)),
+    "padded": _padded,
+    "transposed": _transposed,
+}
+
+
 @functools.cache
 def upstream(images: int, kind: str) -> Tensor:
     """What flows back into loss and terms, ``[4, B]`` float64, of few bits.
 
-    "loss": 1 into the loss of each image; "mixed": another number into each of all.
+    "loss": 1 into the loss of each image; "mixed": another number into each of all, with strides.
     """
     if kind == "loss":
         return torch.tensor([1.0, 0.0, 0.0, 0.0]).double()[:, None].expand(4, images)
     number = torch.arange(4 * images).reshape(4, images)
-    return (number * 7 % 13 - 4.0).double() / 4
+    return (number * 7 % 13 - 4.0).double().t().contiguous().t() / 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +148,8 @@ def assert_within_budget(
     oracle, naive = expected(case, dtype, kind)
     for index, name in enumerate(TERMS):
         truth = getattr(oracle, name)
-        allowed = _allowed(dtype, np.abs(truth), np.abs(_array(naive.terms[index]) - truth))
+        size = np.maximum(np.abs(truth), np.abs(oracle.loss))
+        allowed = _allowed(dtype, size, np.abs(_array(naive.terms[index]) - truth))
         _assert_close(f"{layout}: {name}", _array(outcome.terms[index]), truth, allowed)
 
     ours, reference_grad = _array(outcome.grad), _array(naive.grad)

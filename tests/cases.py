@@ -68,20 +68,24 @@ def clustered_embeddings(
 ) -> Tensor:
     """Embeddings ``[B, dim, *spatial]`` as of a network half trained.
 
-    One random centre an id and noise around it, so wide that about half of the pixels leave
-    ``delta_var`` and most pairs of means, not all, are nearer than ``2 * delta_dist``: every branch
-    of both hinges is taken.
+    An id's centre has a random direction and a random length, a pixel lies around its centre in a
+    random direction at a random distance. Half of the pixels leave ``delta_var``, and of the pairs
+    of means some are nearer than ``2 * delta_dist`` and some are not, by wide margins whatever
+    ``dim`` is: every branch of both hinges is taken, and few values are lost in cancellation.
     """
     generator = torch.Generator().manual_seed(seed)
     working = torch.float64 if dtype == torch.float64 else torch.float32
-    unit = dim**-0.5 if norm == 2 else 1.25 / dim  # a normal vector so scaled has length 1
+
+    def points(*shape: int) -> Tensor:  # [dim, *shape], lengths from 0 to 1
+        direction = torch.randn(dim, *shape, generator=generator, dtype=working)
+        length = torch.linalg.vector_norm(direction, ord=norm, dim=0)
+        return direction * (torch.rand(shape, generator=generator, dtype=working) / length)
+
     out = torch.empty(labels.shape[0], dim, *labels.shape[1:], dtype=dtype)
     for b in range(labels.shape[0]):
         ids, number = torch.unique(labels[b].to(torch.int64), return_inverse=True)
-        centres = torch.randn(len(ids), dim, generator=generator, dtype=working)
-        noise = torch.randn(dim, *labels.shape[1:], generator=generator, dtype=working)
-        centres *= 0.8 * 2 * delta_dist * unit / 2**0.5
-        out[b] = centres[number].movedim(-1, 0) + noise * (delta_var * unit)
+        centres = 3 * delta_dist * points(len(ids))
+        out[b] = centres[:, number] + 2 * delta_var * points(*labels.shape[1:])
     return out
 
 
@@ -198,11 +202,27 @@ def _on_the_hinge() -> Case:
     return _exact(rows, [0] * 4 + [1] * 4, delta_var=0.5, delta_dist=1.5, gamma=0.0)
 
 
+def _in_the_kink_band() -> Case:
+    """Along one axis the pixels differ by about a unit in the last place of float32: no float32
+    sum can tell on which side of the mean each lies, and with norm 1 the sign decides."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 3, 90, generator=generator, dtype=torch.float64)
+    x[:, 1] = 0.1 + 1e-8 * torch.rand(90, generator=generator, dtype=torch.float64)
+    return Case(x, torch.arange(90)[None] // 37, {"norm": 1})
+
+
 def _mixed_counts() -> Case:
     """Images with 0, 1, 2 and 40 instances; 0 is ignored."""
     empty = torch.zeros(20, 21, dtype=torch.int64)
     maps = [voronoi_labels((20, 21), k, background=0.2) for k in (1, 2, 40)]
     return on(torch.stack([empty, *maps]), 5, ignore_label=0)
+
+
+def _two_hundred_instances() -> Case:
+    """Ids all over int64, two pixels each, not neighbours."""
+    generator = torch.Generator().manual_seed(200)
+    ids = torch.randint(INT64_MIN, INT64_MAX, (200,), generator=generator)
+    return on(ids[torch.arange(400) * 7 % 200][None], 3)
 
 
 def _zeros(shape: Sequence[int], labels: Tensor, **options: Any) -> Case:
@@ -218,7 +238,7 @@ OTHER_NUMBERS = {"alpha": 0.7, "beta": 1.9, "gamma": 0.3, "delta_var": 0.2, "del
 
 DENSE: dict[str, Callable[[], Case]] = {
     # shapes
-    "points_d3": lambda: _voronoi(2, (137,), 4, 3),
+    "points_d3": lambda: _voronoi(2, (137,), 4, 3, seed=4),
     "image_d16": lambda: _voronoi(2, (23, 31), 7, 16),
     "volume_d8": lambda: _voronoi(1, (7, 9, 11), 5, 8),
     "clip_d5": lambda: _voronoi(2, (2, 3, 5, 7), 6, 5),
@@ -228,6 +248,7 @@ DENSE: dict[str, Callable[[], Case]] = {
     "d33": lambda: _voronoi(2, (13, 11), 4, 33),
     "d64": lambda: _voronoi(1, (12, 13), 4, 64),
     "d100": lambda: _voronoi(1, (9, 8), 3, 100),
+    "d131": lambda: _voronoi(2, (45,), 3, 131),
     "aligned_d32": lambda: _voronoi(2, (16, 16), 5, 32),
     "long_d8": lambda: _voronoi(1, (64, 48), 9, 8),
     "long_d16": lambda: _voronoi(1, (2053,), 6, 16),
@@ -237,8 +258,9 @@ DENSE: dict[str, Callable[[], Case]] = {
     "one_pixel": lambda: _exact([[0.5], [0.25]], [3]),
     # numbers of instances
     "one_instance": lambda: _voronoi(2, (9, 10), 1, 4),
-    "two_instances": lambda: _voronoi(2, (9, 10), 2, 4),
+    "two_instances": lambda: _voronoi(2, (9, 10), 2, 4, seed=4),
     "forty_instances": lambda: _voronoi(1, (40, 41), 40, 8),
+    "two_hundred_instances": _two_hundred_instances,
     "mixed_counts": _mixed_counts,
     "single_pixels": lambda: on(torch.arange(62).reshape(2, 31), 3),
     "all_ignored": lambda: _random((2, 5, 6), (9,), 4, torch.int64, ignore_label=9),
@@ -257,6 +279,9 @@ DENSE: dict[str, Callable[[], Case]] = {
     "several_ignored": lambda: _random(
         (2, 15, 16), range(8), 5, torch.int16, ignore_label=(0, 3, 7, 2**40, -1)
     ),
+    "many_ignored": lambda: _random(
+        (2, 301), range(1000, 1300), 3, torch.int32, ignore_label=tuple(range(1002, 1300))
+    ),
     # where a derivative is decided by convention
     "equal_means": lambda: _equal_means(2),
     "zero_mean": lambda: _zero_mean(2),
@@ -272,12 +297,13 @@ DENSE: dict[str, Callable[[], Case]] = {
     "far_from_zero": _far_from_zero,
     # norm 1
     "norm1": lambda: _voronoi(2, (15, 17), 6, 8, norm=1),
-    "norm1_d1": lambda: _voronoi(1, (211,), 3, 1, norm=1),
-    "norm1_d33": lambda: _voronoi(1, (12, 14), 4, 33, norm=1, **OTHER_NUMBERS),
+    "norm1_d1": lambda: _voronoi(1, (211,), 3, 1, norm=1, seed=4),
+    "norm1_d33": lambda: _voronoi(1, (12, 14), 9, 33, norm=1, **OTHER_NUMBERS),
     "norm1_single_pixels": lambda: on(torch.arange(31)[None], 3, norm=1),
     "norm1_zero_embeddings": lambda: _zeros((1, 4, 9), torch.arange(9)[None] // 3, norm=1),
     "norm1_equal_means": lambda: _equal_means(1),
     "norm1_zero_mean": lambda: _zero_mean(1),
+    "norm1_in_the_kink_band": _in_the_kink_band,
 }
 
 
@@ -295,45 +321,13 @@ def _packed(sizes: Sequence[int], dim: int, instances: int, **options: Any) -> C
 PACKED: dict[str, Callable[[], Case]] = {
     "clouds_d3": lambda: _packed((5, 301, 0, 64, 1), 3, 6),
     "clouds_d16": lambda: _packed((0, 130, 77, 0, 0), 16, 9),
-    "clouds_d1": lambda: _packed((40, 9), 1, 3),
-    "clouds_d33": lambda: _packed((31, 57), 33, 4, ignore_label=(1, 2)),
+    "clouds_d1": lambda: _packed((40, 9), 1, 6),
+    "clouds_d33": lambda: _packed((31, 57), 33, 7, ignore_label=(1, 2)),
     "clouds_d64": lambda: _packed((65, 2, 64), 64, 3),
     "clouds_long_d8": lambda: _packed((2053, 1030), 8, 12, ignore_label=0),
     "clouds_norm1": lambda: _packed((33, 0, 70), 4, 5, norm=1, **OTHER_NUMBERS),
     "one_cloud": lambda: _packed((123,), 5, 7),
-    "many_clouds": lambda: _packed(tuple(range(40)), 4, 3),
+    "many_clouds": lambda: _packed(tuple(range(40)), 4, 3, delta_var=0.0, gamma=0.1),
     "no_cloud": lambda: _packed((), 4, 1),
     "empty_clouds": lambda: _packed((0, 0), 4, 1),
-}
-
-
-def _channels_last(x: Tensor) -> Tensor:
-    return x.movedim(1, -1).contiguous().movedim(-1, 1)
-
-
-def _misaligned(x: Tensor) -> Tensor:
-    """The same strides one element into a storage: no address is a multiple of 16 bytes."""
-    storage = torch.empty(x.numel() + 1, dtype=x.dtype, device=x.device)
-    return storage[1:].as_strided(x.shape, x.stride()).copy_(x)
-
-
-def _padded(x: Tensor) -> Tensor:
-    """Cut out of something larger: the axes do not merge into one."""
-    beside = torch.nan if x.is_floating_point() else 77
-    around = torch.full((*x.shape[:-1], x.shape[-1] + 3), beside, dtype=x.dtype, device=x.device)
-    around[..., 1:-2] = x
-    return around[..., 1:-2]
-
-
-def _transposed(x: Tensor) -> Tensor:
-    return x.transpose(-1, -2).contiguous().transpose(-1, -2)
-
-
-LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
-    "contiguous": lambda x: x.contiguous(),
-    "channels_last": _channels_last,
-    "misaligned": lambda x: _misaligned(x.contiguous()),
-    "channels_last_misaligned": lambda x: _misaligned(_channels_last(x)),
-    "padded": _padded,
-    "transposed": _transposed,
 }

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from budget import DTYPES, HALF, assert_within_budget, run
-from cases import INT64_MAX, INT64_MIN, LAYOUTS, Case, get_case
+from budget import DTYPES, HALF, LAYOUTS, assert_within_budget, run
+from cases import INT64_MAX, INT64_MIN, Case, get_case
 from torch import Tensor
 
 from discloss_cuda import (
@@ -216,6 +220,56 @@ def test_nan_reaches_the_gradient_through_each_term(
     (grad,) = torch.autograd.grad(getattr(terms, term).sum(), leaf)
     assert grad[0][:, first].isnan().all()
     assert grad[1].isfinite().all()
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+# A page that may not be touched follows the last element of the embeddings and of the labels, and
+# another one precedes the first, one after the other.
+GUARDED = """
+import ctypes, mmap, sys
+import torch
+from budget import LAYOUTS
+from discloss_cuda import discriminative_loss
+
+torch.set_num_threads(1)
+libc = ctypes.CDLL(None, use_errno=True)
+page = mmap.PAGESIZE
+
+def guarded(tensor, behind):
+    size = -(-tensor.nbytes // page) * page
+    memory = mmap.mmap(-1, size + 2 * page)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    for guard in (address, address + page + size):
+        assert libc.mprotect(ctypes.c_void_p(guard), ctypes.c_size_t(page), 0) == 0
+    offset = page + (size - tensor.nbytes if behind else 0)
+    flat = torch.frombuffer(memory, dtype=tensor.dtype, count=tensor.numel(), offset=offset)
+    return flat.as_strided(tensor.shape, tensor.stride()).copy_(tensor)
+
+for dim in (1, 2, 3, 8, 13, 16, 17, 40, 70):
+    for pixels in (1, 7, 67, 515):
+        for layout in ("contiguous", "channels_last"):
+            for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
+                for behind in (True, False):
+                    labels = torch.arange(2 * pixels).reshape(2, pixels) // 5 % 4
+                    labels = guarded(labels.to(torch.uint8), behind)
+                    x = LAYOUTS[layout](torch.randn(2, dim, pixels).to(dtype))
+                    x = guarded(x, behind).requires_grad_()
+                    loss = discriminative_loss(x, labels, ignore_label=3)
+                    torch.autograd.grad(loss, x)
+print("finished")
+"""
+
+
+def test_nothing_is_read_beyond_the_inputs() -> None:
+    tests = Path(__file__).parent
+    folders = [str(tests), str(tests.parent), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(folders)}
+    result = subprocess.run(
+        [sys.executable, "-c", GUARDED], env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == "finished"
 
 
 # --- half precision -------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import doctest
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -18,10 +17,9 @@ PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/
 MODULES = (discloss_cuda, _ops, functional, module, reference, terms)
 
 
-def examples(modules: tuple[ModuleType, ...]) -> Iterator[doctest.DocTest]:
-    finder = doctest.DocTestFinder(exclude_empty=True)
-    for source in modules:
-        yield from (test for test in finder.find(source) if test.examples)
+def examples(modules: tuple[ModuleType, ...]) -> list[doctest.DocTest]:
+    finder = doctest.DocTestFinder()
+    return [test for source in modules for test in finder.find(source) if test.examples]
 
 
 def code_blocks(page: Path) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-import importlib.metadata
+import email
 import importlib.util
 import os
 import shutil
@@ -52,22 +52,23 @@ def test_backends_are_those_built() -> None:
     assert _ops.current().device_types == (("cpu", "cuda") if _C.with_cuda else ("cpu",))
 
 
-def maps_after(statement: str) -> set[str]:
-    """Names of the libraries that a new Python has loaded after a statement."""
+def libraries_after(statement: str) -> set[Path]:
+    """The shared libraries in a new Python after a statement."""
     code = f"{statement}\nprint(open('/proc/self/maps').read())"
     output = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True
     ).stdout
-    return {Path(line.split()[-1]).name for line in output.splitlines() if ".so" in line}
+    return {Path(line.split()[-1]) for line in output.splitlines() if ".so" in line}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/maps")
-def test_brings_no_library_that_torch_does_not() -> None:
-    """No second OpenMP pool, no shared CUDA runtime: nothing but the module itself."""
-    new = maps_after("import torch, discloss_cuda") - maps_after("import torch")
-    unwanted = ("gomp", "iomp", "libomp", "cudart", "nvrtc")
-    assert any(name.startswith("_C.") for name in new)
-    assert not [name for name in new if any(part in name for part in unwanted)]
+def test_brings_no_runtime_of_its_own() -> None:
+    """Its threads are those of torch, and it needs no shared CUDA runtime."""
+    new = libraries_after("import torch, discloss_cuda") - libraries_after("import torch")
+    names = {path.name for path in new}
+    assert Path(str(_C.__file__)).name in names
+    unwanted = ("gomp", "omp5", "libomp", "cudart", "nvrtc")
+    assert not [name for name in names if any(part in name for part in unwanted)]
 
 
 @pytest.mark.skipif(not _C.with_cuda, reason="needs the CUDA backend")
@@ -88,33 +89,51 @@ def test_cuda_runtime_stays_inside() -> None:
 # --- what is shipped ------------------------------------------------------------------------------
 
 
-def test_version() -> None:
-    try:
-        installed = importlib.metadata.version("discloss_cuda")
-    except importlib.metadata.PackageNotFoundError:
-        pytest.skip("the package is built in place, not installed")
-    assert discloss_cuda.__version__ == installed
-
-
-def test_source_distribution_is_complete(tmp_path: Path) -> None:
-    if not shutil.which("git") or not (ROOT / ".git").exists():
-        pytest.skip("compares with the files that git knows")
-    setup = [sys.executable, "setup.py", "--quiet"]
-    steps = ["egg_info", "--egg-base", str(tmp_path), "sdist", "--dist-dir", str(tmp_path)]
-    subprocess.run([*setup, *steps], cwd=ROOT, check=True, capture_output=True)
-    (archive,) = tmp_path.glob("*.tar.gz")
+@pytest.fixture(scope="module")
+def source_archive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tarfile.TarFile]:
+    """The source distribution, made outside of the source tree."""
+    folder = tmp_path_factory.mktemp("sdist")
+    subprocess.run(
+        [
+            *(sys.executable, "setup.py", "--quiet"),
+            *("egg_info", "--egg-base", str(folder)),
+            *("sdist", "--dist-dir", str(folder)),
+        ],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+    )
+    (archive,) = folder.glob("*.tar.gz")
     with tarfile.open(archive) as opened:
-        shipped = {name.partition("/")[2] for name in opened.getnames()}
+        yield opened
+
+
+def test_metadata(source_archive: tarfile.TarFile) -> None:
+    name = next(name for name in source_archive.getnames() if name.endswith("/PKG-INFO"))
+    file = source_archive.extractfile(name)
+    assert file is not None
+    metadata = email.message_from_bytes(file.read())
+    minor = ".".join(torch.__version__.split(".")[:2])
+    assert metadata["Name"] == "discloss_cuda"
+    assert metadata["Version"] == discloss_cuda.__version__
+    assert metadata["License-Expression"] == "BSD-3-Clause"
+    assert f"torch=={minor}.*" in metadata.get_all("Requires-Dist", [])
+
+
+@pytest.mark.skipif(
+    shutil.which("git") is None or not (ROOT / ".git").exists(), reason="asks git for the files"
+)
+def test_source_archive_is_complete(source_archive: tarfile.TarFile) -> None:
     folders = ("build_tools", "csrc", "discloss_cuda", "requirements", "tests")
-    known = subprocess.run(
+    listed = subprocess.run(
         ["git", "ls-files", "setup.py", "LICENSE", "README.md", *folders],
         cwd=ROOT,
         check=True,
         capture_output=True,
         text=True,
     ).stdout.splitlines()
-    assert set(known) - shipped == set()
-    assert "discloss_cuda/py.typed" in shipped
+    shipped = {name.partition("/")[2] for name in source_archive.getnames()}
+    assert [name for name in listed if name not in shipped] == []
 
 
 # --- setup.py -------------------------------------------------------------------------------------

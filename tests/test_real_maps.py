@@ -6,8 +6,8 @@ import functools
 
 import pytest
 import torch
-from budget import DTYPES, assert_within_budget, run
-from cases import LAYOUTS, Case, clustered_embeddings, on, real_clouds, real_labels
+from budget import DTYPES, LAYOUTS, assert_within_budget, run
+from cases import Case, clustered_embeddings, on, real_clouds, real_labels
 
 from discloss_cuda import discriminative_loss, discriminative_loss_packed
 
@@ -56,6 +56,17 @@ def _case(size: str, name: str) -> Case:
 def test_whole_maps(device: torch.device, name: str, dtype: torch.dtype) -> None:
     case = _case("whole", name)
     assert_within_budget(case, run(*FUNCTIONS, case, case.embeddings.to(device, dtype)))
+
+
+@pytest.mark.parametrize("threads", [2, 3, 7])
+@pytest.mark.parametrize("name", WHOLE)
+def test_any_number_of_threads(name: str, threads: int) -> None:
+    case = _case("whole", name)
+    torch.set_num_threads(threads)
+    try:
+        assert_within_budget(case, run(*FUNCTIONS, case, case.embeddings.float()))
+    finally:
+        torch.set_num_threads(1)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

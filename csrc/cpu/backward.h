@@ -1,12 +1,14 @@
 // Backward of one image: pass 3.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
 #include "batch.h"
 #include "kernels.h"
 #include "loss_math.h"
+#include "parts.h"
 
 namespace discloss::cpu {
 
@@ -43,7 +45,8 @@ template <int kNorm, typename accscalar_t>
 GradientTablesMemory<accscalar_t> gradient_tables(const SavedImage<accscalar_t>& saved,
                                                   const Weights& weights, int64_t channels) {
   const int64_t padded = padded_channels(channels);
-  const auto size = static_cast<size_t>(saved.instances * padded);
+  // One row at least: ignored pixels look there too, to no effect.
+  const auto size = static_cast<size_t>(std::max<int64_t>(saved.instances, 1) * padded);
   GradientTablesMemory<accscalar_t> memory = {
       std::vector<accscalar_t>(size), std::vector<accscalar_t>(size),
       std::vector<accscalar_t>(static_cast<size_t>(saved.instances))};

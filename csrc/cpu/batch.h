@@ -1,14 +1,11 @@
-// The images of a batch: how each is numbered, and how their pixels are shared among the threads.
+// A batch as the kernels see it.
 #pragma once
 
-#include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 
-#include <algorithm>
 #include <cstdint>
 #include <vector>
 
-#include "ids.h"
 #include "kernels.h"
 #include "layout.h"
 #include "strides.h"
@@ -26,42 +23,6 @@ inline Images images_of(const at::Tensor& pixels, const at::Tensor& offsets) {
 
 inline at::Tensor contiguous_offsets(const std::optional<at::Tensor>& offsets) {
   return offsets.has_value() ? offsets->contiguous() : at::Tensor();
-}
-
-// Calls body(b, parts) for every image: large images one after the other, so that each is still in
-// the cache for its second pass, with their pixels in as many parts as there are threads; small
-// ones side by side, in one part. What is a part depends on sizes and the number of threads alone,
-// and sums over parts are made in their order: results are the same from run to run.
-template <typename Body>
-void for_each_image(const Images& images, int64_t channels, const Body& body) {
-  const int64_t threads = at::get_num_threads();
-  const int64_t large = images.count < threads ? 1 << 15 : 1 << 18;  // elements
-  const auto parts_of = [&](int64_t b) -> int64_t {
-    return images.size(b) * channels < large ? 1 : threads;
-  };
-  for (int64_t b = 0; b < images.count; ++b) {
-    if (parts_of(b) > 1) {
-      body(b, parts_of(b));
-    }
-  }
-  at::parallel_for(0, images.count, 1, [&](int64_t first, int64_t last) {
-    for (int64_t b = first; b < last; ++b) {
-      if (parts_of(b) == 1) {
-        body(b, 1);
-      }
-    }
-  });
-}
-
-// Calls body(part, begin, end) for each of the parts of n, in parallel.
-template <typename Body>
-void for_each_part(int64_t n, int64_t parts, const Body& body) {
-  at::parallel_for(0, parts, 1, [&](int64_t first, int64_t last) {
-    for (int64_t part = first; part < last; ++part) {
-      const int64_t begin = part_boundary(n, parts, part);
-      body(part, begin, part_boundary(n, parts, part + 1));
-    }
-  });
 }
 
 // Embeddings and slots of a batch.

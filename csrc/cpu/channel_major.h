@@ -1,8 +1,8 @@
-// A tile with one row for each channel, values [D, pitch]: vectors of neighbouring pixels, for
-// channels-first embeddings where runs are long.
+// Tiles whose channels are rows, [D, stride]: vectors of neighbouring pixels, for channels-first
+// embeddings where runs are long.
 //
-// A vector may reach past the end of its run. Loads mask those lanes or ignore them; stores to the
-// tile are made good by the next run, which begins there, or fall into the padding.
+// A block is W pixels from a multiple of W on; where runs meet inside it, each is worked out for
+// the whole block and the lanes of the later ones are laid over those of the earlier.
 #pragma once
 
 #include "tile.h"
@@ -14,106 +14,157 @@ struct ChannelMajor {
   using accscalar_t = accumulate_t<scalar_t>;
   static constexpr int W = kLanes<accscalar_t>;
   using P = Pack<accscalar_t, W>;
-  using TileT = Tile<accscalar_t>;
 
   static DISCLOSS_INLINE P zero() { return P(accscalar_t(0)); }
-  static DISCLOSS_INLINE accscalar_t* row(const TileT& tile, int64_t d) {
-    return tile.values + d * tile_pitch(tile.channels);
+  static DISCLOSS_INLINE accscalar_t* at(Tile<accscalar_t> tile, int64_t d, int64_t i) {
+    return tile.values + d * tile.pitch + i;
+  }
+  static DISCLOSS_INLINE P x(Tile<accscalar_t> tile, int64_t d, int64_t i) {
+    return load<W>(at(tile, d, i));
   }
 
-  // sums[k] += sum over the run of term(d, i), a vector for channel d and pixels from i
+  // values = x_i
+  static DISCLOSS_INLINE void load_tile(Pixels<scalar_t> pixels, Tile<accscalar_t> tile) {
+    for (int64_t d = 0; d < tile.channels; ++d) {
+      const scalar_t* row = pixels.embeddings + d * pixels.channel_stride;
+      for (int64_t i = 0; i < tile.pixels; i += W) {
+        prefetch(row + i + kTilesAhead * tile.pitch);
+        store(at(tile, d, i), load_before<W>(row + i, row + tile.pixels));
+      }
+    }
+  }
+
+  static DISCLOSS_INLINE void store_tile(Tile<accscalar_t> tile, GradientPixels<scalar_t> out) {
+    for (int64_t d = 0; d < tile.channels; ++d) {
+      scalar_t* row = out.gradient + d * out.channel_stride;
+      for (int64_t i = 0; i < tile.pixels; i += W) {
+        prefetch(row + i + kTilesAhead * tile.pitch);
+        store_first(row + i, x(tile, d, i), tile.pixels - i);
+      }
+    }
+  }
+
+  // Calls body(i, first, last) for each block of pixels from i, in which the runs first .. last
+  // meet.
+  template <typename Body>
+  static DISCLOSS_INLINE void for_each_block(Tile<accscalar_t> tile, const Body& body) {
+    int64_t first = 0;
+    for (int64_t i = 0; i < tile.pixels; i += W) {
+      const int64_t end = i + W < tile.pixels ? i + W : tile.pixels;
+      int64_t last = first;
+      while (tile.runs[last].end < end) {
+        ++last;
+      }
+      body(i, first, last);
+      first = tile.runs[last].end == end ? last + 1 : last;
+    }
+  }
+
+  // sums [padded] += sum over the run of term(d, i), a vector for channel d and the pixels from i.
+  // Channels are taken W at a time; what comes of rows behind the last is never looked at.
   template <typename Term>
-  static DISCLOSS_INLINE void add_over_run(const Run& run, int64_t channels, double* sums,
+  static DISCLOSS_INLINE void add_over_run(Run run, int64_t channels, double* sums,
                                            const Term& term) {
-    for (int64_t begin = run.begin; begin < run.end; begin += kShortSum * W) {
-      const int64_t end = begin + kShortSum * W < run.end ? begin + kShortSum * W : run.end;
+    for (int64_t begin = run.begin; begin < run.end;) {
+      const int64_t block = begin / W * W;
+      const int64_t end = block + kShortSum * W < run.end ? block + kShortSum * W : run.end;
+      const auto first_mask = lanes_between<P>(begin - block, end - block);
       for (int64_t first = 0; first < channels; first += W) {
         P rows[W];
+#pragma GCC unroll 16
         for (int r = 0; r < W; ++r) {
-          rows[r] = zero();
-          if (first + r < channels) {
-            int64_t i = begin;
-            for (; i + W <= end; i += W) {
-              rows[r] = rows[r] + term(first + r, i);
-            }
-            if (i < end) {
-              rows[r] = rows[r] + select(first_lanes<P>(end - i), term(first + r, i), zero());
-            }
+          rows[r] = select(first_mask, term(first + r, block), zero());
+        }
+        int64_t i = block + W;
+        for (; i + W <= end; i += W) {
+#pragma GCC unroll 16
+          for (int r = 0; r < W; ++r) {
+            rows[r] = rows[r] + term(first + r, i);
+          }
+        }
+        if (i < end) {
+          const auto last_mask = first_lanes<P>(end - i);
+#pragma GCC unroll 16
+          for (int r = 0; r < W; ++r) {
+            rows[r] = rows[r] + select(last_mask, term(first + r, i), zero());
           }
         }
         add_to(sums + first, sum_of_each(rows));
       }
+      begin = end;
     }
   }
 
-  static DISCLOSS_INLINE void add_sums(const Pixels<scalar_t>& pixels, const TileT& tile,
-                                       double* sums) {
-    const auto term = [&](int64_t d, int64_t i) __attribute__((always_inline)) {
-      return load_before<W>(pixels.embeddings + d * pixels.channel_stride + i, pixels.end);
+  static DISCLOSS_INLINE void add_sums(Tile<accscalar_t> tile, Run run, double* sums) {
+    add_over_run(run, tile.channels, sums, [=](int64_t d, int64_t i)
+                                               __attribute__((always_inline)) {
+                                                 return x(tile, d, i);
+                                               });
+  }
+
+  // sum_d of the norm of x_i - mean, for the pixels from i
+  static DISCLOSS_INLINE P norm_sums(Tile<accscalar_t> tile, int64_t i, const accscalar_t* mean) {
+    P sums = zero();
+    for (int64_t d = 0; d < tile.channels; ++d) {
+      sums = Norm<kNorm>::accumulate(sums, x(tile, d, i) - P(mean[d]));
+    }
+    return sums;
+  }
+
+  // Scales and squares of all pixels. means [K, padded]
+  static DISCLOSS_INLINE void find_hinges(Tile<accscalar_t> tile, const accscalar_t* means,
+                                          Margin<accscalar_t> margin) {
+    const auto sums_of = [=](int64_t i, Run run) __attribute__((always_inline)) {
+      return run.slot < 0 ? zero() : norm_sums(tile, i, means + run.slot * tile.padded);
     };
-    for (int64_t r = 0; r < tile.run_count; ++r) {
-      const Run run = tile.runs[r];
-      if (run.slot >= 0) {
-        add_over_run(run, tile.channels, sums + run.slot * tile.padded, term);
-      }
-    }
-  }
-
-  // values = x_i - mu_k; 0 where ignored
-  static DISCLOSS_INLINE void subtract_means(const Pixels<scalar_t>& pixels, const TileT& tile,
-                                             const accscalar_t* means) {
-    for (int64_t r = 0; r < tile.run_count; ++r) {
-      const Run run = tile.runs[r];
-      for (int64_t d = 0; d < tile.channels; ++d) {
-        const scalar_t* x = pixels.embeddings + d * pixels.channel_stride;
-        accscalar_t* v = row(tile, d);
-        if (run.slot < 0) {
-          for (int64_t i = run.begin; i < run.end; i += W) {
-            store(v + i, zero());
-          }
-        } else {
-          const P mean(means[run.slot * tile.padded + d]);
-          for (int64_t i = run.begin; i < run.end; i += W) {
-            store(v + i, load_before<W>(x + i, pixels.end) - mean);
-          }
-        }
-      }
-    }
-  }
-
-  static DISCLOSS_INLINE void find_hinges(const TileT& tile, const Margin<accscalar_t>& margin) {
-    for (int64_t i = 0; i < tile.pixels; i += W) {
-      P sums = zero();
-      for (int64_t d = 0; d < tile.channels; ++d) {
-        sums = Norm<kNorm>::accumulate(sums, load<W>(row(tile, d) + i));
+    for_each_block(tile, [=](int64_t i, int64_t first, int64_t last)
+                             __attribute__((always_inline)) {
+      P sums = sums_of(i, tile.runs[first]);
+      for (int64_t r = first + 1; r <= last; ++r) {
+        const Run run = tile.runs[r];
+        sums = select(first_lanes<P>(run.begin - i), sums, sums_of(i, run));
       }
       store_hinges<kNorm>(tile, i, sums, margin);
-    }
-  }
-
-  // pull += sum over the run of h_i d|v_i|
-  static DISCLOSS_INLINE void add_pull(const TileT& tile, const Run& run, double* pull) {
-    add_over_run(run, tile.channels, pull, [&](int64_t d, int64_t i) __attribute__((always_inline)) {
-      return load<W>(tile.scales + i) * Norm<kNorm>::direction(load<W>(row(tile, d) + i));
     });
   }
 
-  // The gradient of a run: factor h_i d|v_i| + shared; 0 where ignored.
-  static DISCLOSS_INLINE void write_gradient(const TileT& tile, const Run& run,
-                                             const GradientTables<accscalar_t>& tables,
-                                             const GradientPixels<scalar_t>& out) {
-    for (int64_t d = 0; d < tile.channels; ++d) {
-      scalar_t* gradient = out.gradient + d * out.channel_stride;
-      const accscalar_t* v = row(tile, d);
-      const bool ignored = run.slot < 0;
-      const P shared(ignored ? accscalar_t(0) : tables.shared[run.slot * tile.padded + d]);
-      const P factor(ignored ? accscalar_t(0) : tables.factors[run.slot]);
-      for (int64_t i = run.begin; i < run.end; i += W) {
-        const P pull = factor * load<W>(tile.scales + i);
-        const P value = pull * Norm<kNorm>::direction(load<W>(v + i)) + shared;
-        store_first(gradient + i, ignored ? zero() : value, tile.pixels - i);
+  // pull [padded] += sum over the run of h_i d|v_i|. mean [padded]
+  static DISCLOSS_INLINE void add_pull(Tile<accscalar_t> tile, Run run, const accscalar_t* mean,
+                                       double* pull) {
+    add_over_run(run, tile.channels, pull, [=](int64_t d, int64_t i)
+                                               __attribute__((always_inline)) {
+                                                 const P v = x(tile, d, i) - P(mean[d]);
+                                                 return load<W>(tile.scales + i) *
+                                                        Norm<kNorm>::direction(v);
+                                               });
+  }
+
+  // values = factor h_i d|v_i| + shared, or 0 where ignored
+  static DISCLOSS_INLINE void find_gradient(Tile<accscalar_t> tile,
+                                            GradientTables<accscalar_t> tables) {
+    for_each_block(tile, [=](int64_t i, int64_t first, int64_t last)
+                             __attribute__((always_inline)) {
+      for (int64_t d = 0; d < tile.channels; ++d) {
+        P values = gradient(tile, d, i, tile.runs[first], tables);
+        for (int64_t r = first + 1; r <= last; ++r) {
+          const Run run = tile.runs[r];
+          values = select(first_lanes<P>(run.begin - i), values,
+                          gradient(tile, d, i, run, tables));
+        }
+        store(at(tile, d, i), values);
       }
+    });
+  }
+
+  static DISCLOSS_INLINE P gradient(Tile<accscalar_t> tile, int64_t d, int64_t i, Run run,
+                                    GradientTables<accscalar_t> tables) {
+    if (run.slot < 0) {
+      return zero();
     }
+    const int64_t at = run.slot * tile.padded + d;
+    const P direction = Norm<kNorm>::direction(x(tile, d, i) - P(tables.means[at]));
+    return P(tables.factors[run.slot]) * load<W>(tile.scales + i) * direction +
+           P(tables.shared[at]);
   }
 };
 

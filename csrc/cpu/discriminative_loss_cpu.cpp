@@ -15,8 +15,10 @@
 #include "batch.h"
 #include "check.h"
 #include "forward.h"
+#include "huge_pages.h"
 #include "ids.h"
 #include "layout.h"
+#include "parts.h"
 
 namespace discloss::cpu {
 namespace {
@@ -42,20 +44,13 @@ auto dispatch_labels(const at::Tensor& labels, const Body& body) {
   }
 }
 
-// Writes slots [pixels] of image b; returns K.
-int64_t number_image(const at::Tensor& labels, const Images& images, int64_t b, int64_t parts,
-                     at::IntArrayRef ignore_labels, int64_t most, int32_t* slots) {
+// The ids of image b. slots: of the batch, or null.
+ImageIds image_ids(const at::Tensor& labels, const Images& images, int64_t b, int64_t parts,
+                   at::IntArrayRef ignore_labels, int32_t* slots) {
+  const int64_t first = images.begin(b);
   return dispatch_labels(labels, [&](auto label) {
-    using label_t = decltype(label);
-    const label_t* first = labels.const_data_ptr<label_t>() + images.begin(b);
-    IdNumbering<label_t> numbering(first, images.size(b), parts);
-    numbering.find_ids(slots);
-    const auto ids = numbering.distinct_ids(ignore_labels);
-    const auto count = static_cast<int64_t>(ids.size());
-    if (slots != nullptr && count <= most) {
-      numbering.rank(ids, slots);
-    }
-    return count;
+    return number_ids(labels.const_data_ptr<decltype(label)>() + first, images.size(b), parts,
+                      ignore_labels, slots == nullptr ? nullptr : slots + first);
   });
 }
 
@@ -92,10 +87,11 @@ ForwardResult allocate(const at::Tensor& embeddings, const at::Tensor& labels, i
 }
 
 template <typename accscalar_t>
-ImageResult<accscalar_t> image_result(ForwardResult& result, int64_t b) {
+ImageResult<accscalar_t> image_result(ForwardResult& result, int64_t b, int64_t first_pixel) {
   const int64_t first = b * result.counts.size(1);
   const int64_t channels = result.means.size(2);
-  return {result.loss.mutable_data_ptr<accscalar_t>() + b,
+  return {result.slots.mutable_data_ptr<int32_t>() + first_pixel,
+          result.loss.mutable_data_ptr<accscalar_t>() + b,
           result.variance.mutable_data_ptr<accscalar_t>() + b,
           result.distance.mutable_data_ptr<accscalar_t>() + b,
           result.regularization.mutable_data_ptr<accscalar_t>() + b,
@@ -113,11 +109,11 @@ void forward_batch(const EmbeddingView& view, const at::Tensor& labels, const Im
   int32_t* slots = result.slots.mutable_data_ptr<int32_t>();
   int64_t* instances = result.instances.mutable_data_ptr<int64_t>();
   for_each_image(images, batch.channels, [&](int64_t b, int64_t parts) {
-    instances[b] = number_image(labels, images, b, parts, ignore_labels, max_instances,
-                                slots + images.begin(b));
-    if (instances[b] > 0 && instances[b] <= max_instances) {
-      const auto image = image_result<accumulate_t<scalar_t>>(result, b);
-      ImageForward<scalar_t>(batch, hyper, b, parts, instances[b], image).run();
+    const ImageIds ids = image_ids(labels, images, b, parts, ignore_labels, slots);
+    instances[b] = ids.instances;
+    if (ids.instances <= max_instances) {
+      const auto image = image_result<accumulate_t<scalar_t>>(result, b, images.begin(b));
+      ImageForward<scalar_t>(batch, hyper, b, parts, ids, image).run();
     }
   });
 }
@@ -174,6 +170,7 @@ at::Tensor backward(const std::optional<at::Tensor>& grad_loss,
   const Images images = images_of(slots, bounds);
   const EmbeddingView view = readable_view(embeddings, offsets.has_value());
   const GradientBuffer buffer = gradient_like(embeddings, offsets.has_value());
+  prefer_huge_pages(buffer.view.tensor);
   AT_DISPATCH_FLOATING_TYPES_AND2(
       at::kHalf, at::kBFloat16, embeddings.scalar_type(), "discloss_cuda::backward", [&] {
         using accscalar_t = accumulate_t<scalar_t>;
@@ -207,7 +204,7 @@ c10::SymInt count_instances(const at::Tensor& labels, const std::optional<at::Te
   std::vector<int64_t> counts(static_cast<size_t>(images.count));
   for_each_image(images, 16, [&](int64_t b, int64_t parts) {
     counts[static_cast<size_t>(b)] =
-        number_image(ids, images, b, parts, ignore_labels, 0, nullptr);
+        image_ids(ids, images, b, parts, ignore_labels, nullptr).instances;
   });
   return counts.empty() ? 0 : *std::max_element(counts.begin(), counts.end());
 }

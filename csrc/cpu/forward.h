@@ -6,8 +6,10 @@
 #include <vector>
 
 #include "batch.h"
+#include "ids.h"
 #include "kernels.h"
 #include "loss_math.h"
+#include "parts.h"
 
 namespace discloss::cpu {
 
@@ -23,6 +25,7 @@ struct Hyper {
 // Results of one image. Rows k >= K are zero when they come here.
 template <typename accscalar_t>
 struct ImageResult {
+  int32_t* slots;     // [N], numbers that ids.rank() makes slots of
   accscalar_t* loss;  // and the terms, one number each
   accscalar_t* variance;
   accscalar_t* distance;
@@ -39,21 +42,35 @@ class ImageForward {
   using accscalar_t = accumulate_t<scalar_t>;
 
   ImageForward(const BatchPixels<scalar_t>& batch, const Hyper& hyper, int64_t image,
-               int64_t parts, int64_t instances, const ImageResult<accscalar_t>& result)
+               int64_t parts, const ImageIds& ids, const ImageResult<accscalar_t>& result)
       : batch_(batch),
         hyper_(hyper),
         kernels_(best_kernels<scalar_t>(hyper.norm, batch.channels)),
         image_(image),
         parts_(parts),
-        instances_(instances),
+        ids_(ids),
+        instances_(ids.instances),
         channels_(batch.channels),
         padded_(padded_channels(channels_)),
-        result_(result) {}
+        result_(result),
+        push_(1, instances_ * padded_),
+        push_squares_(1, instances_),
+        pull_(parts, instances_ * padded_),
+        pull_squares_(parts, instances_) {}
 
+  // Loss and terms are 0 when this comes; of an image without instances they stay so.
   void run() {
+    if (instances_ == 0) {
+      for_each_part(batch_.images.size(image_), parts_,
+                    [&](int64_t part, int64_t begin, int64_t end) {
+                      ids_.rank(part, result_.slots, begin, end);
+                    });
+      return;
+    }
     find_means();
-    const double distance = find_push();
-    const double variance = find_pull();
+    find_push_and_pull();
+    const double variance = store_pull();
+    const double distance = store_push();
     const double regularization = hyper_.norm == 1 ? sum_of_norms<1>() : sum_of_norms<2>();
     *result_.variance = static_cast<accscalar_t>(variance);
     *result_.distance = static_cast<accscalar_t>(distance);
@@ -82,6 +99,7 @@ class ImageForward {
     std::vector<double> table;
   };
 
+  // Calls body(part, pixels of the part, scratch) for each part, in parallel.
   template <typename Body>
   void for_each_part_of_pixels(const Body& body) {
     for_each_part(batch_.images.size(image_), parts_,
@@ -91,11 +109,13 @@ class ImageForward {
                   });
   }
 
-  // Pass 1: counts and means.
+  // Slots, counts and means: pass 1.
   void find_means() {
     Sums sums(parts_, instances_ * padded_);
     std::vector<int64_t> counts(static_cast<size_t>(parts_ * instances_));
     for_each_part_of_pixels([&](int64_t part, const auto& pixels, const auto& scratch) {
+      const int64_t begin = part_boundary(batch_.images.size(image_), parts_, part);
+      ids_.rank(part, result_.slots, begin, begin + pixels.count);
       kernels_.add_sums(pixels, scratch, counts.data() + part * instances_, sums.of(part));
     });
     const double* total = sums.total(parts_);
@@ -105,59 +125,58 @@ class ImageForward {
         result_.counts[k] += counts[static_cast<size_t>(part * instances_ + k)];
       }
       for (int64_t d = 0; d < channels_; ++d) {
-        const double mean = total[k * padded_ + d] / static_cast<double>(result_.counts[k]);
-        result_.means[k * channels_ + d] = static_cast<accscalar_t>(mean);
-        means_[static_cast<size_t>(k * padded_ + d)] = static_cast<accscalar_t>(mean);
+        const auto mean = static_cast<accscalar_t>(total[k * padded_ + d] /
+                                                   static_cast<double>(result_.counts[k]));
+        result_.means[k * channels_ + d] = mean;
+        means_[static_cast<size_t>(k * padded_ + d)] = mean;
       }
     }
   }
 
-  // The pass over pairs of means; returns L_dist.
-  double find_push() {
-    const int64_t pitch = instances_ + kMostLanes;
-    std::vector<accscalar_t> by_channel(static_cast<size_t>(pitch * channels_));
+  // The pass over pairs of means, each part for some of them, and pass 2.
+  void find_push_and_pull() {
+    const auto by_channel = means_by_channel();
+    const Means<accscalar_t> means = {means_.data(), by_channel.data(), instances_, channels_};
+    for_each_part_of_pixels([&](int64_t part, const auto& pixels, const auto& scratch) {
+      kernels_.add_push(means, instances_ * part / parts_, instances_ * (part + 1) / parts_,
+                        scratch, static_cast<accscalar_t>(2 * hyper_.delta_dist),
+                        push_squares_.of(0), push_.of(0));
+      kernels_.add_pull(pixels, scratch, means_.data(),
+                        static_cast<accscalar_t>(hyper_.delta_var), pull_squares_.of(part),
+                        pull_.of(part));
+    });
+  }
+
+  std::vector<accscalar_t> means_by_channel() const {
+    std::vector<accscalar_t> by_channel(static_cast<size_t>(instances_ * channels_));
     for (int64_t k = 0; k < instances_; ++k) {
       for (int64_t d = 0; d < channels_; ++d) {
-        by_channel[static_cast<size_t>(d * pitch + k)] = result_.means[k * channels_ + d];
+        by_channel[static_cast<size_t>(d * instances_ + k)] = result_.means[k * channels_ + d];
       }
     }
-    const Means<accscalar_t> means = {means_.data(), by_channel.data(), pitch, instances_,
-                                      channels_};
-    std::vector<double> squares(static_cast<size_t>(instances_));
-    std::vector<double> push(static_cast<size_t>(instances_ * padded_));
-    const bool few = instances_ * instances_ * channels_ < 1 << 15;
-    at::parallel_for(0, instances_, few || parts_ == 1 ? instances_ : 1,
-                     [&](int64_t first, int64_t last) {
-                       ScratchMemory<accscalar_t> memory(channels_);
-                       kernels_.add_push(means, first, last, memory.scratch(),
-                                         static_cast<accscalar_t>(2 * hyper_.delta_dist),
-                                         squares.data(), push.data());
-                     });
+    return by_channel;
+  }
+
+  // Returns L_dist.
+  double store_push() {
     // The pass has v = mu_b - mu_a, whose derivative by mu_a has the other sign.
-    store_rows(push.data(), [&](int64_t) { return -push_factor(instances_); }, result_.push);
+    store_rows(push_.of(0), [&](int64_t) { return -push_factor(instances_); }, result_.push);
     double distance = 0;
-    for (const double square : squares) {
-      distance += square;
+    for (int64_t k = 0; k < instances_; ++k) {
+      distance += push_squares_.of(0)[k];
     }
     return distance_factor(instances_) * distance;
   }
 
-  // Pass 2; returns L_var.
-  double find_pull() {
-    Sums pull(parts_, instances_ * padded_);
-    Sums squares(parts_, instances_);
-    for_each_part_of_pixels([&](int64_t part, const auto& pixels, const auto& scratch) {
-      kernels_.add_pull(pixels, scratch, means_.data(),
-                        static_cast<accscalar_t>(hyper_.delta_var), squares.of(part),
-                        pull.of(part));
-    });
+  // Returns L_var.
+  double store_pull() {
     store_rows(
-        pull.total(parts_),
+        pull_.total(parts_),
         [&](int64_t k) { return pull_factor(instances_, result_.counts[k]); }, result_.pull);
     double variance = 0;
-    const double* total = squares.total(parts_);
+    const double* squares = pull_squares_.total(parts_);
     for (int64_t k = 0; k < instances_; ++k) {
-      variance += variance_factor(instances_, result_.counts[k]) * total[k];
+      variance += variance_factor(instances_, result_.counts[k]) * squares[k];
     }
     return variance;
   }
@@ -192,11 +211,16 @@ class ImageForward {
   const Kernels<scalar_t>& kernels_;
   int64_t image_;
   int64_t parts_;
+  const ImageIds& ids_;
   int64_t instances_;  // K
   int64_t channels_;   // D
   int64_t padded_;
   ImageResult<accscalar_t> result_;
   std::vector<accscalar_t> means_;  // [K, padded]
+  Sums push_;
+  Sums push_squares_;
+  Sums pull_;
+  Sums pull_squares_;
 };
 
 }  // namespace discloss::cpu

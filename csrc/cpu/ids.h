@@ -1,12 +1,14 @@
 // Arbitrary int64 ids -> slots: the rank of an id among those of its image.
 #pragma once
 
-#include <ATen/Parallel.h>
 #include <c10/util/ArrayRef.h>
 
 #include <algorithm>
 #include <cstdint>
+#include <utility>
 #include <vector>
+
+#include "parts.h"
 
 namespace discloss::cpu {
 
@@ -62,88 +64,80 @@ class IdTable {
   std::vector<int64_t> ids_;
 };
 
-// The first of `count` equal parts of n; part p is boundary(p) .. boundary(p + 1). Whole cache
-// lines of slots, so that two threads never write to the same one.
-inline int64_t part_boundary(int64_t n, int64_t parts, int64_t part) {
-  return std::min(n, ((n + parts - 1) / parts + 63) / 64 * 64 * part);
+// The ids of one image, numbered in each part for itself.
+struct ImageIds {
+  int64_t instances;                        // K, without the ids to be ignored
+  std::vector<std::vector<int32_t>> ranks;  // [parts], each: number of an id -> slot
+
+  // Numbers -> slots, of one part.
+  void rank(int64_t part, int32_t* slots, int64_t begin, int64_t end) const {
+    const int32_t* rank = ranks[static_cast<size_t>(part)].data();
+    for (int64_t i = begin; i < end; ++i) {
+      slots[i] = rank[slots[i]];
+    }
+  }
+};
+
+namespace detail {
+
+// slots = numbers of the ids; or null where only the ids are wanted.
+template <typename label_t>
+void number_part(const label_t* labels, int64_t begin, int64_t end, IdTable& table,
+                 int32_t* slots) {
+  for (int64_t i = begin; i < end;) {
+    const label_t label = labels[i];
+    const int32_t number = table.number_of(static_cast<int64_t>(label));
+    const int64_t first = i;
+    while (i < end && labels[i] == label) {
+      ++i;
+    }
+    if (slots != nullptr) {
+      std::fill(slots + first, slots + i, number);
+    }
+  }
 }
 
-// Labels of one image.
+// All ids in ascending order, without those to be ignored.
+inline std::vector<int64_t> distinct_ids(const std::vector<IdTable>& tables,
+                                         c10::ArrayRef<int64_t> ignore_labels) {
+  std::vector<int64_t> ids;
+  for (const auto& table : tables) {
+    ids.insert(ids.end(), table.ids().begin(), table.ids().end());
+  }
+  std::sort(ids.begin(), ids.end());
+  ids.erase(std::unique(ids.begin(), ids.end()), ids.end());
+  for (const int64_t ignored : ignore_labels) {
+    const auto at = std::lower_bound(ids.begin(), ids.end(), ignored);
+    if (at != ids.end() && *at == ignored) {
+      ids.erase(at);
+    }
+  }
+  return ids;
+}
+
+}  // namespace detail
+
+// labels [pixels] of one image; slots [pixels] or null. ImageIds::rank makes slots of what this
+// leaves there.
 template <typename label_t>
-class IdNumbering {
- public:
-  IdNumbering(const label_t* labels, int64_t pixels, int64_t parts)
-      : labels_(labels), pixels_(pixels), parts_(parts), tables_(static_cast<size_t>(parts)) {}
-
-  // Numbers the ids part by part. slots [pixels], or null where only the count is wanted.
-  void find_ids(int32_t* slots) {
-    at::parallel_for(0, parts_, 1, [&](int64_t first, int64_t last) {
-      for (int64_t part = first; part < last; ++part) {
-        find_ids_of_part(part, slots);
-      }
-    });
-  }
-
-  // The image's ids in ascending order, without those to be ignored.
-  std::vector<int64_t> distinct_ids(c10::ArrayRef<int64_t> ignore_labels) const {
-    std::vector<int64_t> ids;
-    for (const auto& table : tables_) {
-      ids.insert(ids.end(), table.ids().begin(), table.ids().end());
-    }
-    std::sort(ids.begin(), ids.end());
-    ids.erase(std::unique(ids.begin(), ids.end()), ids.end());
-    for (const int64_t ignored : ignore_labels) {
-      const auto at = std::lower_bound(ids.begin(), ids.end(), ignored);
-      if (at != ids.end() && *at == ignored) {
-        ids.erase(at);
-      }
-    }
-    return ids;
-  }
-
-  // slots: numbers of find_ids -> ranks in ids, -1 where the id is not among them.
-  void rank(const std::vector<int64_t>& ids, int32_t* slots) const {
-    at::parallel_for(0, parts_, 1, [&](int64_t first, int64_t last) {
-      for (int64_t part = first; part < last; ++part) {
-        rank_part(part, ids, slots);
-      }
-    });
-  }
-
- private:
-  int64_t begin_of(int64_t part) const { return part_boundary(pixels_, parts_, part); }
-
-  void find_ids_of_part(int64_t part, int32_t* slots) {
-    IdTable table;
-    const int64_t end = begin_of(part + 1);
-    for (int64_t i = begin_of(part); i < end;) {
-      const label_t label = labels_[i];
-      const int32_t number = table.number_of(static_cast<int64_t>(label));
-      for (; i < end && labels_[i] == label; ++i) {
-        if (slots != nullptr) {
-          slots[i] = number;
-        }
-      }
-    }
-    tables_[static_cast<size_t>(part)] = std::move(table);
-  }
-
-  void rank_part(int64_t part, const std::vector<int64_t>& ids, int32_t* slots) const {
+ImageIds number_ids(const label_t* labels, int64_t pixels, int64_t parts,
+                    c10::ArrayRef<int64_t> ignore_labels, int32_t* slots) {
+  std::vector<IdTable> tables(static_cast<size_t>(parts));
+  for_each_part(pixels, parts, [&](int64_t part, int64_t begin, int64_t end) {
+    detail::number_part(labels, begin, end, tables[static_cast<size_t>(part)], slots);
+  });
+  const auto ids = detail::distinct_ids(tables, ignore_labels);
+  ImageIds result = {static_cast<int64_t>(ids.size()), {}};
+  for (const auto& table : tables) {
     std::vector<int32_t> ranks;
-    for (const int64_t id : tables_[static_cast<size_t>(part)].ids()) {
+    for (const int64_t id : table.ids()) {
       const auto at = std::lower_bound(ids.begin(), ids.end(), id);
-      const bool found = at != ids.end() && *at == id;
-      ranks.push_back(found ? static_cast<int32_t>(at - ids.begin()) : -1);
+      const bool kept = at != ids.end() && *at == id;
+      ranks.push_back(kept ? static_cast<int32_t>(at - ids.begin()) : -1);
     }
-    for (int64_t i = begin_of(part); i < begin_of(part + 1); ++i) {
-      slots[i] = ranks[static_cast<size_t>(slots[i])];
-    }
+    result.ranks.push_back(std::move(ranks));
   }
-
-  const label_t* labels_;
-  int64_t pixels_;
-  int64_t parts_;
-  std::vector<IdTable> tables_;  // [parts]
-};
+  return result;
+}
 
 }  // namespace discloss::cpu

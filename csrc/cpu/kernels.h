@@ -21,6 +21,10 @@ template <>
 struct Accumulate<double> {
   using type = double;
 };
+template <>
+struct Accumulate<int32_t> {  // slots
+  using type = int32_t;
+};
 template <typename scalar_t>
 using accumulate_t = typename Accumulate<scalar_t>::type;
 
@@ -33,7 +37,7 @@ constexpr int64_t padded_channels(int64_t channels) {
 
 // Pixels are worked on a tile at a time, so that what is kept of them stays in the L1 cache.
 constexpr int64_t tile_pixels(int64_t channels) {
-  const int64_t pixels = 8192 / padded_channels(channels) / 64 * 64;
+  const int64_t pixels = 4096 / padded_channels(channels) / 64 * 64;
   return pixels < 64 ? 64 : pixels;
 }
 
@@ -51,7 +55,7 @@ struct Run {
 // What one thread needs for a tile.
 template <typename accscalar_t>
 struct Scratch {
-  accscalar_t* values;   // [max(D, padded) x pitch]  x_i - mu_k of each pixel
+  accscalar_t* values;   // [padded x pitch]  embeddings, or their gradient
   accscalar_t* scales;   // [pitch]  Norm::scale(h_i, |v_i|)
   accscalar_t* squares;  // [pitch]  h_i^2
   Run* runs;             // [pitch]
@@ -85,13 +89,11 @@ struct Margin {
   accscalar_t delta;
 };
 
-// The means of an image, twice: [K, padded], and [D, pitch] with at least kMostLanes zeros behind
-// the K means of each channel.
+// The means of an image, twice.
 template <typename accscalar_t>
 struct Means {
-  const accscalar_t* by_instance;
-  const accscalar_t* by_channel;
-  int64_t pitch;
+  const accscalar_t* by_instance;  // [K, padded]
+  const accscalar_t* by_channel;   // [D, K]
   int64_t count;     // K
   int64_t channels;  // D
 };

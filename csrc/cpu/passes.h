@@ -7,8 +7,10 @@
 
 namespace discloss::cpu::DISCLOSS_CPU_TARGET {
 
-// Shorter runs than this, on average, cost more as vectors of pixels than a transposition does.
-constexpr int64_t kLongRun = 16;
+// Shorter runs than this, on average, cost more as vectors of pixels than a transposition does
+// (measured where D = 16, with AVX-512); for the gradient, which is transposed twice, that is later.
+constexpr int64_t kLongRun = 12;
+constexpr int64_t kLongRunOfGradient = 6;
 
 template <typename scalar_t>
 DISCLOSS_INLINE Pixels<scalar_t> part_of(const Pixels<scalar_t>& pixels, int64_t begin,
@@ -30,15 +32,39 @@ DISCLOSS_INLINE void for_each_tile(const Pixels<scalar_t>& pixels,
     const int64_t count = pixels.count - begin < step ? pixels.count - begin : step;
     const int64_t run_count = find_runs(pixels.slots + begin, count, scratch.runs);
     const Tile<accumulate_t<scalar_t>> tile = {
-        scratch.values, scratch.scales, scratch.squares,           scratch.runs,
-        run_count,      count,          pixels.channels, padded_channels(pixels.channels)};
+        scratch.values, scratch.scales, scratch.squares, pixels.slots + begin,
+        scratch.runs,   run_count,      count,           pixels.channels,
+        padded_channels(pixels.channels), tile_pitch(pixels.channels)};
     body(part_of(pixels, begin, count), tile, begin);
   }
 }
 
 template <typename T>
-DISCLOSS_INLINE bool has_long_runs(const Tile<T>& tile) {
-  return tile.run_count * kLongRun <= tile.pixels;
+DISCLOSS_INLINE bool has_long_runs(Tile<T> tile, int64_t long_run) {
+  return tile.run_count * long_run <= tile.pixels;
+}
+
+// Calls body(rows) with the pixels of a tile, pixel-major: as they lie in memory, or transposed.
+template <typename ByPixel, typename scalar_t, typename T, typename Body>
+DISCLOSS_INLINE void with_rows(Pixels<scalar_t> pixels, Tile<T> tile,
+                               const Body& body) {
+  if (pixels.pixel_stride != 1) {
+    body(ByPixel::rows_of_memory(pixels));
+  } else {
+    ByPixel::load_transposed(pixels, tile);
+    body(ByPixel::rows_of_tile(tile));
+  }
+}
+
+// Calls body(run) for the runs that are not ignored.
+template <typename T, typename Body>
+DISCLOSS_INLINE void for_each_run(Tile<T> tile, const Body& body) {
+  for (int64_t r = 0; r < tile.run_count; ++r) {
+    const Run run = tile.runs[r];
+    if (run.slot >= 0) {
+      body(run);
+    }
+  }
 }
 
 // Pass 1.
@@ -47,49 +73,28 @@ void add_sums(const Pixels<scalar_t>& pixels, const Scratch<accumulate_t<scalar_
               int64_t* counts, double* sums) {
   using ByChannel = ChannelMajor<scalar_t, kNorm>;
   using ByPixel = PixelMajor<scalar_t, kNorm, W>;
-  for_each_tile(pixels, scratch, [&](const auto& part, const auto& tile, int64_t) {
-    for (int64_t r = 0; r < tile.run_count; ++r) {
-      const Run run = tile.runs[r];
-      if (run.slot >= 0) {
-        counts[run.slot] += run.end - run.begin;
-      }
-    }
-    if (part.pixel_stride != 1) {
-      ByPixel::add_sums(ByPixel::rows_of_memory(part), tile, sums);
-    } else if (has_long_runs(tile)) {
-      ByChannel::add_sums(part, tile, sums);
+  for_each_tile(pixels, scratch, [&](auto part, auto tile, int64_t) {
+    for_each_run(tile, [&](Run run) { counts[run.slot] += run.end - run.begin; });
+    if (part.pixel_stride == 1 && has_long_runs(tile, kLongRun)) {
+      ByChannel::load_tile(part, tile);
+      for_each_run(tile, [&](Run run) {
+        ByChannel::add_sums(tile, run, sums + run.slot * tile.padded);
+      });
     } else {
-      ByPixel::load_transposed(part, tile);
-      ByPixel::add_sums(ByPixel::rows_of_tile(tile), tile, sums);
+      with_rows<ByPixel>(part, tile, [&](auto rows) {
+        for_each_run(tile, [&](Run run) {
+          ByPixel::add_sums(rows, run, sums + run.slot * tile.padded);
+        });
+      });
     }
   });
 }
 
-// The sums over the pixels of a tile whose hinges are known.
-template <typename Layout, typename T>
-DISCLOSS_INLINE void add_hinges(const Tile<T>& tile, double* squares, double* pull) {
-  for (int64_t r = 0; r < tile.run_count; ++r) {
-    const Run run = tile.runs[r];
-    if (run.slot >= 0) {
-      squares[run.slot] += sum_over_run(tile.squares, run);
-      // All scales are 0 where every pixel is inside its margin: they have nothing to add.
-      if (sum_over_run(tile.scales, run) != 0) {
-        Layout::add_pull(tile, run, pull + run.slot * tile.padded);
-      }
-    }
-  }
-}
-
-// values = x_i - mu_k, pixel-major, from whichever layout the memory has.
-template <typename ByPixel, typename scalar_t, typename T>
-DISCLOSS_INLINE void subtract_by_pixel(const Pixels<scalar_t>& pixels, const Tile<T>& tile,
-                                       const T* means) {
-  if (pixels.pixel_stride != 1) {
-    ByPixel::subtract_means(ByPixel::rows_of_memory(pixels), tile, means);
-  } else {
-    ByPixel::load_transposed(pixels, tile);
-    ByPixel::subtract_means(ByPixel::rows_of_tile(tile), tile, means);
-  }
+// squares += sum over the run of h_i^2; returns whether any pixel is outside its margin.
+template <typename T>
+DISCLOSS_INLINE bool add_squares(Tile<T> tile, Run run, double* squares) {
+  squares[run.slot] += sum_over_run(tile.squares, run);
+  return sum_over_run(tile.scales, run) != 0;
 }
 
 // Pass 2.
@@ -100,17 +105,46 @@ void add_pull(const Pixels<scalar_t>& pixels, const Scratch<accumulate_t<scalar_
   using ByChannel = ChannelMajor<scalar_t, kNorm>;
   using ByPixel = PixelMajor<scalar_t, kNorm, W>;
   const Margin<accumulate_t<scalar_t>> margin = {1, delta_var};
-  for_each_tile(pixels, scratch, [&](const auto& part, const auto& tile, int64_t) {
-    if (part.pixel_stride == 1 && has_long_runs(tile)) {
-      ByChannel::subtract_means(part, tile, means);
-      ByChannel::find_hinges(tile, margin);
-      add_hinges<ByChannel>(tile, squares, pull);
+  for_each_tile(pixels, scratch, [&](auto part, auto tile, int64_t) {
+    if (part.pixel_stride == 1 && has_long_runs(tile, kLongRun)) {
+      ByChannel::load_tile(part, tile);
+      ByChannel::find_hinges(tile, means, margin);
+      for_each_run(tile, [&](Run run) {
+        const int64_t table = run.slot * tile.padded;
+        if (add_squares(tile, run, squares)) {
+          ByChannel::add_pull(tile, run, means + table, pull + table);
+        }
+      });
     } else {
-      subtract_by_pixel<ByPixel>(part, tile, means);
-      ByPixel::find_hinges(tile, margin);
-      add_hinges<ByPixel>(tile, squares, pull);
+      with_rows<ByPixel>(part, tile, [&](auto rows) {
+        ByPixel::find_hinges(rows, tile, means, margin);
+        for_each_run(tile, [&](Run run) {
+          const int64_t table = run.slot * tile.padded;
+          if (add_squares(tile, run, squares)) {
+            ByPixel::add_pull(rows, tile, run, means + table, pull + table);
+          }
+        });
+      });
     }
   });
+}
+
+// The gradient of a tile, pixel-major.
+template <typename ByPixel, typename RowsT, typename T, typename result_t>
+DISCLOSS_INLINE void write_rows(RowsT rows, Tile<T> tile,
+                                GradientTables<T> tables, Margin<T> margin,
+                                result_t* gradient, int64_t pitch) {
+  ByPixel::find_hinges(rows, tile, tables.means, margin);
+  for (int64_t r = 0; r < tile.run_count; ++r) {
+    const Run run = tile.runs[r];
+    if (run.slot < 0) {
+      ByPixel::clear(run, rows.channels, gradient, pitch);
+    } else {
+      const int64_t table = run.slot * tile.padded;
+      ByPixel::write_gradient(rows, tile, run, tables.means + table, tables.shared + table,
+                              tables.factors[run.slot], gradient, pitch);
+    }
+  }
 }
 
 // Pass 3.
@@ -124,31 +158,24 @@ void write_gradient(const Pixels<scalar_t>& pixels,
   using ByPixel = PixelMajor<scalar_t, kNorm, W>;
   const Margin<accumulate_t<scalar_t>> margin = {1, delta_var};
   const bool to_channels = gradient.pixel_stride == 1;
-  for_each_tile(pixels, scratch, [&](const auto& part, const auto& tile, int64_t begin) {
+  for_each_tile(pixels, scratch, [&](auto part, auto tile, int64_t begin) {
     GradientPixels<scalar_t> out = gradient;
     out.gradient += begin * gradient.pixel_stride;
-    if (part.pixel_stride == 1 && to_channels && has_long_runs(tile)) {
-      ByChannel::subtract_means(part, tile, tables.means);
-      ByChannel::find_hinges(tile, margin);
-      for (int64_t r = 0; r < tile.run_count; ++r) {
-        ByChannel::write_gradient(tile, tile.runs[r], tables, out);
-      }
+    if (part.pixel_stride == 1 && to_channels && has_long_runs(tile, kLongRunOfGradient)) {
+      ByChannel::load_tile(part, tile);
+      ByChannel::find_hinges(tile, tables.means, margin);
+      ByChannel::find_gradient(tile, tables);
+      ByChannel::store_tile(tile, out);
       return;
     }
-    subtract_by_pixel<ByPixel>(part, tile, tables.means);
-    ByPixel::find_hinges(tile, margin);
-    for (int64_t r = 0; r < tile.run_count; ++r) {
+    with_rows<ByPixel>(part, tile, [&](auto rows) {
       if (to_channels) {
-        ByPixel::write_gradient(tile, tile.runs[r], tables, tile.values, tile.padded,
-                                tile.padded);
+        write_rows<ByPixel>(rows, tile, tables, margin, tile.values, tile.padded);
+        ByPixel::store_transposed(tile, out);
       } else {
-        ByPixel::write_gradient(tile, tile.runs[r], tables, out.gradient, out.pixel_stride,
-                                tile.channels);
+        write_rows<ByPixel>(rows, tile, tables, margin, out.gradient, out.pixel_stride);
       }
-    }
-    if (to_channels) {
-      ByPixel::store_transposed(tile, out);
-    }
+    });
   });
 }
 
@@ -160,22 +187,26 @@ void add_push(const Means<accumulate_t<scalar_t>>& means, int64_t first, int64_t
   using T = accumulate_t<scalar_t>;
   using ByChannel = ChannelMajor<T, kNorm>;
   const Margin<T> margin = {-1, delta};
+  const int64_t padded = padded_channels(means.channels);
   const int64_t step = tile_pixels(means.channels);
   for (int64_t begin = 0; begin < means.count; begin += step) {
     const int64_t count = means.count - begin < step ? means.count - begin : step;
-    const Pixels<T> others = {means.by_channel + begin, means.by_channel + means.pitch * means.channels,
-                              means.pitch,    1, means.channels, nullptr, count};
+    const Pixels<T> others = {means.by_channel + begin, nullptr, means.count, 1,
+                              means.channels,           nullptr, count};
+    Run run = {0, static_cast<int32_t>(count), 0};
+    const Tile<T> tile = {scratch.values, scratch.scales, scratch.squares,          nullptr, &run,
+                          1,              count,          means.channels, padded, tile_pitch(means.channels)};
+    ByChannel::load_tile(others, tile);
     for (int64_t a = first; a < last; ++a) {
-      scratch.runs[0] = {0, static_cast<int32_t>(count), static_cast<int32_t>(a)};
-      const Tile<T> tile = {scratch.values, scratch.scales, scratch.squares,  scratch.runs, 1,
-                            count,          means.channels, padded_channels(means.channels)};
-      ByChannel::subtract_means(others, tile, means.by_instance);
-      ByChannel::find_hinges(tile, margin);
+      run.slot = static_cast<int32_t>(a);
+      ByChannel::find_hinges(tile, means.by_instance, margin);
       if (a >= begin && a < begin + count) {
         tile.scales[a - begin] = 0;
         tile.squares[a - begin] = 0;
       }
-      add_hinges<ByChannel>(tile, squares, push);
+      if (add_squares(tile, run, squares)) {
+        ByChannel::add_pull(tile, run, means.by_instance + a * padded, push + a * padded);
+      }
     }
   }
 }

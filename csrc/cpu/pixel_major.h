@@ -35,28 +35,30 @@ struct PixelMajor {
   using TileT = Tile<accscalar_t>;
 
   static DISCLOSS_INLINE P zero() { return P(accscalar_t(0)); }
-  static DISCLOSS_INLINE accscalar_t* row(const TileT& tile, int64_t i) {
+  static DISCLOSS_INLINE accscalar_t* row(TileT tile, int64_t i) {
     return tile.values + i * tile.padded;
   }
-  static DISCLOSS_INLINE Rows<accscalar_t> rows_of_tile(const TileT& tile) {
-    return {tile.values, tile.padded, tile.padded, nullptr};
+  static DISCLOSS_INLINE Rows<accscalar_t> rows_of_tile(TileT tile) {
+    return {tile.values, tile.padded, (tile.channels + W - 1) / W * W, nullptr};
   }
-  static DISCLOSS_INLINE Rows<scalar_t> rows_of_memory(const Pixels<scalar_t>& pixels) {
+  static DISCLOSS_INLINE Rows<scalar_t> rows_of_memory(Pixels<scalar_t> pixels) {
     return {pixels.embeddings, pixels.pixel_stride, pixels.channels, pixels.end};
   }
 
-  // Channels-first memory into the tile.
-  static DISCLOSS_INLINE void load_transposed(const Pixels<scalar_t>& pixels, const TileT& tile) {
+  // Channels-first memory into the tile, W x W elements at a time; 0 behind the last channel.
+  static DISCLOSS_INLINE void load_transposed(Pixels<scalar_t> pixels, TileT tile) {
     for (int64_t first = 0; first < tile.channels; first += W) {
       for (int64_t i = 0; i < tile.pixels; i += W) {
+        const scalar_t* x = pixels.embeddings + first * pixels.channel_stride + i;
+        const bool whole = first + W <= tile.channels && i + W <= tile.pixels;
         P block[W];
 #pragma GCC unroll 16
         for (int c = 0; c < W; ++c) {
-          block[c] = zero();
-          if (first + c < tile.channels) {
-            block[c] = load_before<W>(
-                pixels.embeddings + (first + c) * pixels.channel_stride + i, pixels.end);
-          }
+          prefetch(x + kTilesAhead * tile.pitch);
+          block[c] = whole                        ? DISCLOSS_CPU_TARGET::load<W>(x)
+                     : first + c < tile.channels ? load_before<W>(x, pixels.end)
+                                                 : zero();
+          x += pixels.channel_stride;
         }
         transpose(block);
 #pragma GCC unroll 16
@@ -67,9 +69,9 @@ struct PixelMajor {
     }
   }
 
-  // sums[k] += sum over the run of term(pixel, first), a vector of channels from `first`
+  // sums += sum over the run of term(pixel, first), a vector of channels from `first`
   template <typename Term>
-  static DISCLOSS_INLINE void add_over_run(const Run& run, int64_t channels, double* sums,
+  static DISCLOSS_INLINE void add_over_run(Run run, int64_t channels, double* sums,
                                            const Term& term) {
     for (int64_t first = 0; first < channels; first += W) {
       for (int64_t i = run.begin; i < run.end; i += kShortSum) {
@@ -83,85 +85,80 @@ struct PixelMajor {
   }
 
   template <typename value_t>
-  static DISCLOSS_INLINE void add_sums(const Rows<value_t>& rows, const TileT& tile,
-                                       double* sums) {
-    for (int64_t r = 0; r < tile.run_count; ++r) {
-      const Run run = tile.runs[r];
-      if (run.slot >= 0) {
-        add_over_run(run, tile.channels, sums + run.slot * tile.padded,
-                     [&](int64_t i, int64_t first) __attribute__((always_inline)) {
-                       return rows.template load<W>(i, first);
-                     });
-      }
-    }
-  }
-
-  // values = x_i - mu_k; 0 where ignored
-  template <typename value_t>
-  static DISCLOSS_INLINE void subtract_means(const Rows<value_t>& rows, const TileT& tile,
-                                             const accscalar_t* means) {
-    for (int64_t r = 0; r < tile.run_count; ++r) {
-      const Run run = tile.runs[r];
-      for (int64_t first = 0; first < tile.channels; first += W) {
-        if (run.slot < 0) {
-          for (int64_t i = run.begin; i < run.end; ++i) {
-            store(row(tile, i) + first, zero());
-          }
-        } else {
-          const P mean = DISCLOSS_CPU_TARGET::load<W>(means + run.slot * tile.padded + first);
-          for (int64_t i = run.begin; i < run.end; ++i) {
-            store(row(tile, i) + first, rows.template load<W>(i, first) - mean);
-          }
-        }
-      }
-    }
-  }
-
-  static DISCLOSS_INLINE void find_hinges(const TileT& tile, const Margin<accscalar_t>& margin) {
-    for (int64_t i = 0; i < tile.pixels; i += W) {
-      P sums[W];
-#pragma GCC unroll 16
-      for (int p = 0; p < W; ++p) {
-        sums[p] = zero();
-        for (int64_t first = 0; first < tile.channels; first += W) {
-          sums[p] = Norm<kNorm>::accumulate(sums[p], DISCLOSS_CPU_TARGET::load<W>(row(tile, i + p) + first));
-        }
-      }
-      store_hinges<kNorm>(tile, i, sum_of_each(sums), margin);
-    }
-  }
-
-  // pull += sum over the run of h_i d|v_i|
-  static DISCLOSS_INLINE void add_pull(const TileT& tile, const Run& run, double* pull) {
-    add_over_run(run, tile.channels, pull,
-                 [&](int64_t i, int64_t first) __attribute__((always_inline)) {
-                   return P(tile.scales[i]) *
-                          Norm<kNorm>::direction(DISCLOSS_CPU_TARGET::load<W>(row(tile, i) + first));
+  static DISCLOSS_INLINE void add_sums(Rows<value_t> rows, Run run, double* sums) {
+    add_over_run(run, rows.channels, sums,
+                 [=](int64_t i, int64_t first) __attribute__((always_inline)) {
+                   return rows.template load<W>(i, first);
                  });
   }
 
-  // The gradient of a run: factor h_i d|v_i| + shared; 0 where ignored. To pixel-major memory, or,
-  // to be written by store_transposed, into the tile.
+  // Scales and squares of all pixels; of ignored ones they mean nothing. means [K, padded]
   template <typename value_t>
-  static DISCLOSS_INLINE void write_gradient(const TileT& tile, const Run& run,
-                                             const GradientTables<accscalar_t>& tables,
-                                             value_t* gradient, int64_t pitch, int64_t channels) {
-    for (int64_t first = 0; first < tile.channels; first += W) {
-      const bool ignored = run.slot < 0;
-      const P shared = ignored ? zero()
-                               : DISCLOSS_CPU_TARGET::load<W>(tables.shared + run.slot * tile.padded + first);
-      const accscalar_t factor = ignored ? accscalar_t(0) : tables.factors[run.slot];
+  static DISCLOSS_INLINE void find_hinges(Rows<value_t> rows, TileT tile,
+                                          const accscalar_t* means,
+                                          Margin<accscalar_t> margin) {
+    for (int64_t begin = 0; begin < tile.pixels; begin += W) {
+      P sums[W];
+#pragma GCC unroll 16
+      for (int p = 0; p < W; ++p) {
+        const int64_t i = begin + p < tile.pixels ? begin + p : tile.pixels - 1;
+        const int64_t slot = tile.slots[i] < 0 ? 0 : tile.slots[i];
+        const accscalar_t* mean = means + slot * tile.padded;
+        sums[p] = zero();
+        for (int64_t first = 0; first < tile.channels; first += W) {
+          sums[p] = Norm<kNorm>::accumulate(
+              sums[p],
+              rows.template load<W>(i, first) - DISCLOSS_CPU_TARGET::load<W>(mean + first));
+        }
+      }
+      store_hinges<kNorm>(tile, begin, sum_of_each(sums), margin);
+    }
+  }
+
+  // pull [D] += sum over the run of h_i d|v_i|. mean [D]
+  template <typename value_t>
+  static DISCLOSS_INLINE void add_pull(Rows<value_t> rows, TileT tile,
+                                       Run run, const accscalar_t* mean, double* pull) {
+    add_over_run(run, tile.channels, pull,
+                 [=](int64_t i, int64_t first) __attribute__((always_inline)) {
+                   const P v = rows.template load<W>(i, first) -
+                               DISCLOSS_CPU_TARGET::load<W>(mean + first);
+                   return P(tile.scales[i]) * Norm<kNorm>::direction(v);
+                 });
+  }
+
+  // gradient = factor h_i d|v_i| + shared, of a run. mean, shared [padded]
+  template <typename value_t, typename result_t>
+  static DISCLOSS_INLINE void write_gradient(Rows<value_t> rows, TileT tile,
+                                             Run run, const accscalar_t* mean,
+                                             const accscalar_t* shared, accscalar_t factor,
+                                             result_t* gradient, int64_t pitch) {
+    for (int64_t first = 0; first < rows.channels; first += W) {
+      const P mean_part = DISCLOSS_CPU_TARGET::load<W>(mean + first);
+      const P shared_part = DISCLOSS_CPU_TARGET::load<W>(shared + first);
       for (int64_t i = run.begin; i < run.end; ++i) {
-        const P direction = Norm<kNorm>::direction(DISCLOSS_CPU_TARGET::load<W>(row(tile, i) + first));
-        const P value = P(factor * tile.scales[i]) * direction + shared;
-        store_first(gradient + i * pitch + first, ignored ? zero() : value, channels - first);
+        const P direction =
+            Norm<kNorm>::direction(rows.template load<W>(i, first) - mean_part);
+        store_first(gradient + i * pitch + first,
+                    P(factor * tile.scales[i]) * direction + shared_part, rows.channels - first);
+      }
+    }
+  }
+
+  // The same of an ignored run.
+  template <typename result_t>
+  static DISCLOSS_INLINE void clear(Run run, int64_t channels, result_t* gradient,
+                                    int64_t pitch) {
+    for (int64_t i = run.begin; i < run.end; ++i) {
+      for (int64_t first = 0; first < channels; first += W) {
+        store_first(gradient + i * pitch + first, zero(), channels - first);
       }
     }
   }
 
   // The tile into channels-first memory.
-  static DISCLOSS_INLINE void store_transposed(const TileT& tile,
-                                               const GradientPixels<scalar_t>& out) {
+  static DISCLOSS_INLINE void store_transposed(TileT tile,
+                                               GradientPixels<scalar_t> out) {
     for (int64_t first = 0; first < tile.channels; first += W) {
       for (int64_t i = 0; i < tile.pixels; i += W) {
         P block[W];
@@ -173,8 +170,9 @@ struct PixelMajor {
 #pragma GCC unroll 16
         for (int c = 0; c < W; ++c) {
           if (first + c < tile.channels) {
-            store_first(out.gradient + (first + c) * out.channel_stride + i, block[c],
-                        tile.pixels - i);
+            scalar_t* gradient = out.gradient + (first + c) * out.channel_stride + i;
+            prefetch(gradient + kTilesAhead * tile.pitch);
+            store_first(gradient, block[c], tile.pixels - i);
           }
         }
       }

@@ -53,6 +53,7 @@ struct Pack {
   friend DISCLOSS_INLINE Mask operator>(Pack a, Pack b) { return {a.value > b.value}; }
   friend DISCLOSS_INLINE Mask operator<=(Pack a, Pack b) { return {a.value <= b.value}; }
   friend DISCLOSS_INLINE Mask operator==(Pack a, Pack b) { return {a.value == b.value}; }
+  friend DISCLOSS_INLINE Mask operator!=(Pack a, Pack b) { return {a.value != b.value}; }
 
   friend DISCLOSS_INLINE Pack select(Mask mask, Pack yes, Pack no) {
     return of(mask.value ? yes.value : no.value);
@@ -70,10 +71,12 @@ struct Pack {
 namespace detail {
 
 template <typename P, int... I>
-DISCLOSS_INLINE typename P::Mask first_lanes(int64_t count, std::integer_sequence<int, I...>) {
+DISCLOSS_INLINE typename P::Mask lanes_between(int64_t begin, int64_t end,
+                                               std::integer_sequence<int, I...>) {
   using Integers = decltype(P::Mask::value);
   using Integer = std::decay_t<decltype(Integers{}[0])>;
-  return {Integers{I...} < (static_cast<Integer>(count) - Integers{})};
+  return {(Integers{I...} >= (static_cast<Integer>(begin) - Integers{})) &
+          (Integers{I...} < (static_cast<Integer>(end) - Integers{}))};
 }
 
 // A lane of a shuffle's result: the lane of a, or behind those of b, that it takes.
@@ -91,10 +94,16 @@ DISCLOSS_INLINE P interleave(P a, P b, std::integer_sequence<int, I...>) {
 
 }  // namespace detail
 
+// True in the lanes begin <= lane < end.
+template <typename P>
+DISCLOSS_INLINE typename P::Mask lanes_between(int64_t begin, int64_t end) {
+  return detail::lanes_between<P>(begin, end, typename P::Lanes{});
+}
+
 // True in the first `count` lanes.
 template <typename P>
 DISCLOSS_INLINE typename P::Mask first_lanes(int64_t count) {
-  return detail::first_lanes<P>(count, typename P::Lanes{});
+  return lanes_between<P>(0, count);
 }
 
 // a0 b0 a1 b1 ... of the lower halves
@@ -151,6 +160,23 @@ DISCLOSS_INLINE T sum_of_lanes(Pack<T, W> pack) {
     pack = interleave_low(pack, pack) + interleave_high(pack, pack);
   }
   return pack.value[0];
+}
+
+namespace detail {
+
+template <int W, int... I>
+DISCLOSS_INLINE uint32_t bits_of(typename Pack<int32_t, W>::Mask mask,
+                                 std::integer_sequence<int, I...>) {
+  using P = Pack<int32_t, W>;
+  return static_cast<uint32_t>(sum_of_lanes(P::of(mask.value & typename P::Vector{(1 << I)...})));
+}
+
+}  // namespace detail
+
+// Bit i is set where lane i of the mask is.
+template <int W>
+DISCLOSS_INLINE uint32_t bits_of(typename Pack<int32_t, W>::Mask mask) {
+  return detail::bits_of<W>(mask, std::make_integer_sequence<int, W>{});
 }
 
 }  // namespace discloss::cpu::DISCLOSS_CPU_TARGET

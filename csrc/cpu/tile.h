@@ -15,66 +15,85 @@ inline constexpr int kLanes = DISCLOSS_CPU_VECTOR_BYTES / sizeof(T);
 // grow with the number of pixels.
 constexpr int kShortSum = 4;
 
-// A tile of `pixels` pixels in the scratch of its thread.
+// A tile of `pixels` pixels in the scratch of its thread. Small structures like this one are passed
+// by value: a store of a vector might change what a reference refers to.
 template <typename accscalar_t>
 struct Tile {
   accscalar_t* values;
   accscalar_t* scales;   // [pixels]
   accscalar_t* squares;  // [pixels]
+  const int32_t* slots;  // [pixels]
   const Run* runs;       // [run_count]
   int64_t run_count;
   int64_t pixels;
   int64_t channels;  // D
   int64_t padded;    // padded_channels(D)
+  int64_t pitch;     // tile_pitch(D)
 };
 
-// The end of the run of slots that begins at `begin`.
-DISCLOSS_INLINE int64_t end_of_run(const int32_t* slots, int64_t begin, int64_t pixels) {
-  constexpr int kLanes = DISCLOSS_CPU_VECTOR_BYTES / 4;
-  const int32_t slot = slots[begin];
-  int64_t i = begin + 1;
-  for (; i + kLanes <= pixels; i += kLanes) {
-    int32_t differs = 0;
-    for (int lane = 0; lane < kLanes; ++lane) {
-      differs |= slots[i + lane] ^ slot;
-    }
-    if (differs != 0) {
-      break;
-    }
-  }
-  while (i < pixels && slots[i] == slot) {
-    ++i;
-  }
-  return i;
+// Channels-first memory is read and written in short pieces of D far rows, which no hardware
+// prefetcher follows; so the pieces of a later tile are asked for, into the L2 cache.
+constexpr int64_t kTilesAhead = 8;
+
+DISCLOSS_INLINE void prefetch(const void* address) {
+  constexpr int kIntoL2 = 2;
+  __builtin_prefetch(address, 0, kIntoL2);
 }
 
 // slots [pixels] -> runs; returns how many.
 DISCLOSS_INLINE int64_t find_runs(const int32_t* slots, int64_t pixels, Run* runs) {
+  constexpr int W = kLanes<int32_t>;
   int64_t count = 0;
-  for (int64_t begin = 0; begin < pixels;) {
-    const int64_t end = end_of_run(slots, begin, pixels);
-    runs[count++] = {static_cast<int32_t>(begin), static_cast<int32_t>(end), slots[begin]};
-    begin = end;
+  runs[0] = {0, 0, slots[0]};
+  const auto begin_run = [&](int64_t at) __attribute__((always_inline)) {
+    runs[count++].end = static_cast<int32_t>(at);
+    runs[count] = {static_cast<int32_t>(at), 0, slots[at]};
+  };
+  int64_t i = 1;
+  for (; i + W <= pixels; i += W) {
+    const auto differs = load<W>(slots + i) != load<W>(slots + i - 1);
+    for (uint32_t bits = bits_of<W>(differs); bits != 0; bits &= bits - 1) {
+      begin_run(i + __builtin_ctz(bits));
+    }
   }
+  for (; i < pixels; ++i) {
+    if (slots[i] != slots[i - 1]) {
+      begin_run(i);
+    }
+  }
+  runs[count++].end = static_cast<int32_t>(pixels);
   return count;
 }
 
-// table[lane] += pack[lane]
+// table[lane] += pack[lane], as many lanes at a time as a vector of doubles has
 template <typename T, int W>
 DISCLOSS_INLINE void add_to(double* table, Pack<T, W> pack) {
-  T lanes[W];
-  std::memcpy(lanes, &pack, sizeof(pack));
-  for (int lane = 0; lane < W; ++lane) {
-    table[lane] += static_cast<double>(lanes[lane]);
+  constexpr int kPart = W * sizeof(T) / sizeof(double);
+  using Part = typename Pack<T, kPart>::Vector;
+  using Doubles = Pack<double, kPart>;
+  Part parts[W / kPart];
+  std::memcpy(parts, &pack, sizeof(pack));
+#pragma GCC unroll 2
+  for (int part = 0; part < W / kPart; ++part) {
+    double* to = table + part * kPart;
+    const auto addend = Doubles::of(
+        __builtin_convertvector(parts[part], typename Doubles::Vector));
+    store(to, load<kPart>(static_cast<const double*>(to)) + addend);
   }
 }
 
-// Sum over the pixels of a run of per-pixel values, which may be read a vector past the run.
+// Sum of a value of each pixel of a run; the values may be read a vector past its end.
 template <typename accscalar_t>
-DISCLOSS_INLINE double sum_over_run(const accscalar_t* values, const Run& run) {
+DISCLOSS_INLINE double sum_over_run(const accscalar_t* values, Run run) {
   constexpr int W = kLanes<accscalar_t>;
   using P = Pack<accscalar_t, W>;
   double total = 0;
+  if (run.end - run.begin <= W / 2) {
+    for (int64_t i = run.begin; i < run.end; ++i) {
+      total += static_cast<double>(values[i]);
+    }
+    return total;
+  }
   for (int64_t begin = run.begin; begin < run.end; begin += kShortSum * W) {
     P sum(accscalar_t(0));
     for (int64_t i = begin; i < run.end && i < begin + kShortSum * W; i += W) {
@@ -87,8 +106,8 @@ DISCLOSS_INLINE double sum_over_run(const accscalar_t* values, const Run& run) {
 
 // The hinge of W pixels from the sums of their norms.
 template <int kNorm, typename accscalar_t, int W>
-DISCLOSS_INLINE void store_hinges(const Tile<accscalar_t>& tile, int64_t pixel,
-                                  Pack<accscalar_t, W> sums, const Margin<accscalar_t>& margin) {
+DISCLOSS_INLINE void store_hinges(Tile<accscalar_t> tile, int64_t pixel,
+                                  Pack<accscalar_t, W> sums, Margin<accscalar_t> margin) {
   using P = Pack<accscalar_t, W>;
   const P norm = Norm<kNorm>::finish(sums);
   const P h = hinge(P(margin.sign) * (norm - P(margin.delta)));

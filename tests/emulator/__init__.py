@@ -4,13 +4,15 @@ The sources under ``csrc/cuda`` are compiled by the host's C++ compiler against 
 which gives every CUDA thread a fiber, and run in a random legal order. ``load`` registers them as
 ops on CPU tensors under a namespace of their own.
 
-What is checked while a kernel runs: barriers and warp operations in divergent code, shuffles from
-lanes that do not take part, deadlocks, reads of shared memory that nobody has written (it holds
-NaN), writes outside of it, misaligned addresses and other undefined behaviour, limits of a launch,
-the stream. A kernel with such a mistake, or one that calls ``__trap()``, fails its launch; the
-exception has the message and the seed of the schedule.
+What is checked while a kernel runs: accesses of two threads to the same memory that nothing orders,
+barriers and warp operations in divergent code, shuffles from lanes that do not take part,
+deadlocks, reads of shared memory that nobody has written (it holds NaN), writes outside of it,
+misaligned and unmapped addresses and other undefined behaviour, limits of a launch, the stream. A
+kernel with such a mistake, or one that calls ``__trap()``, fails its launch; the exception has the
+message and the seed of the schedule.
 
-Not emulated: weak memory, registers, rounding of fused multiply-adds, the speed of anything.
+Not emulated: accesses outside of a tensor that hit other memory, weak memory (a missing fence),
+registers, the rounding of fused multiply-adds, the speed of anything.
 """
 
 from __future__ import annotations
@@ -42,13 +44,20 @@ class Emulator:
         multiprocessors: int = 4,
         resident_blocks: int = 4,
         shared_memory_per_block: int = SHARED_MEMORY,
+        find_races: bool = True,
     ) -> None:
-        """Make the device another one and repair it. The order of threads follows ``seed``."""
+        """Make the device another one and repair it.
+
+        The order of threads follows ``seed``. ``find_races`` makes kernels ten times slower; it
+        takes two blocks of a launch as unordered whatever they do, so that a kernel whose last
+        block reads what others have written must read it with ``__ldcg`` or atomics.
+        """
         self.library.emulator_configure(
             ctypes.c_uint64(seed),
             ctypes.c_int(multiprocessors),
             ctypes.c_int(resident_blocks),
             ctypes.c_size_t(shared_memory_per_block),
+            ctypes.c_bool(find_races),
         )
         self.reset()
 
@@ -78,6 +87,7 @@ def samples() -> Emulator:
 @functools.cache
 def device() -> Emulator:
     """The emulator with the package's kernels, its ops registered under ``NAMESPACE``."""
+    import torch
     from torch.utils import cpp_extension
 
     includes = [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'csrc' / 'cuda'}"]
@@ -88,7 +98,8 @@ def device() -> Emulator:
         kernel_source(ROOT / "csrc" / "cuda" / "launch.cu"),
     ]
     libraries = [f"-L{path} -Wl,-rpath,{path}" for path in cpp_extension.library_paths()]
-    return Emulator(build("ops", sources, [*libraries, "-lc10", "-ltorch_cpu"]))
+    name = f"ops_torch_{torch.__version__}"
+    return Emulator(build(name, sources, [*libraries, "-lc10", "-ltorch_cpu"]))
 
 
 def load() -> str:

@@ -14,7 +14,13 @@ from nvcc import ROOT, require_toolkit
 
 HERE = Path(__file__).resolve().parent
 BUILD = ROOT / "build" / "emulator"
-EMULATOR_SOURCES = ("device.cpp", "fiber.cpp", "runtime.cpp", "undefined_behaviour.cpp")
+EMULATOR_SOURCES = (
+    "device.cpp",
+    "fiber.cpp",
+    "races.cpp",
+    "runtime.cpp",
+    "undefined_behaviour.cpp",
+)
 
 # Symbols stay inside the library: it has functions of libcudart, and kernels and checks that the
 # package's own library has too.
@@ -31,8 +37,13 @@ FLAGS = (
     "-Wno-unknown-pragmas",
 )
 
-# For kernels. The compiler's checks report to undefined_behaviour.cpp.
-CHECKED = ("-fsanitize=alignment,null,bounds,shift,signed-integer-overflow,integer-divide-by-zero",)
+# For kernels: checks whose reports come to undefined_behaviour.cpp and races.cpp, and the line
+# numbers that the latter names.
+CHECKED = (
+    "-fsanitize=alignment,null,bounds,shift,signed-integer-overflow,integer-divide-by-zero",
+    "-fsanitize=thread",
+    "-g1",
+)
 
 
 @dataclass(frozen=True)
@@ -55,10 +66,10 @@ def kernel_source(path: Path) -> Source:
 def _ninja_file(sources: Sequence[Source], library: str, link_flags: Sequence[str]) -> str:
     includes = [f"-I{HERE}", *(f"-isystem {path}" for path in require_toolkit().include_dirs)]
     lines = [
-        f"cxx = {os.environ.get('CXX', 'c++')}",
+        f"cxx = {os.environ.get('CXX', 'g++')}",  # clang checks no alignment of whole structs
         f"flags = {' '.join([*FLAGS, *includes])}",
         "rule compile",
-        "  command = $cxx $flags $more -MMD -MF $out.d -c $in -o $out",
+        "  command = $cxx $flags $more -MD -MF $out.d -c $in -o $out",
         "  depfile = $out.d",
         "  deps = gcc",
         "rule link",

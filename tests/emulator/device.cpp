@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "fiber.h"
+#include "races.h"
 
 uint3 threadIdx;
 uint3 blockIdx;
@@ -53,6 +54,8 @@ struct Warp;
 struct Thread {
   uint3 index{};
   unsigned lane = 0;
+  std::uint32_t number = 0;  // this and the next: for Moment
+  std::uint32_t clock = 0;
   Block* block = nullptr;
   Warp* warp = nullptr;
   Fiber* fiber = nullptr;  // from its first turn to its last
@@ -75,6 +78,7 @@ struct Barrier {
   Vote vote{};
   int votes = 0;   // true predicates so far
   int result = 0;  // of the last time that all had come
+  std::uint32_t passed = 0;
 };
 
 struct Block {
@@ -181,6 +185,7 @@ void release_if_complete(Block& block) {
                    : barrier.vote == Vote::kAny ? any
                                                 : barrier.votes;
   barrier.votes = 0;
+  ++barrier.passed;
   for (Thread* thread : barrier.waiting) {
     make_runnable(thread);
   }
@@ -195,9 +200,16 @@ void close_if_complete(Warp& warp, Meeting& meeting) {
     return;
   }
   meeting.to_leave = static_cast<unsigned>(std::popcount(meeting.lanes));
+  std::uint32_t latest = 0;
+  for (const Thread* thread : warp.lanes) {
+    latest = meeting.has(thread->lane) ? std::max(latest, thread->clock) : latest;
+  }
   for (Thread* thread : warp.lanes) {
-    if (meeting.has(thread->lane) && thread != current) {
-      make_runnable(thread);
+    if (meeting.has(thread->lane)) {
+      thread->clock = latest + 1;
+      if (thread != current) {
+        make_runnable(thread);
+      }
     }
   }
 }
@@ -237,6 +249,7 @@ void give_shared_memory(Block& block, std::size_t bytes) {
   while (reinterpret_cast<std::uintptr_t>(block.shared) % (2 * kAlignment) != kAlignment) {
     ++block.shared;
   }
+  forget_accesses(block.shared, bytes);
 }
 
 void check_red_zones(Block& block) {
@@ -266,6 +279,7 @@ std::unique_ptr<Block> make_block(unsigned number) {
     Thread& thread = block->threads[i];
     thread.index = {i % size.x, i / size.x % size.y, i / (size.x * size.y)};
     thread.lane = i % kWarpSize;
+    thread.number = number * kMaxThreadsPerBlock + i;
     thread.block = block.get();
     thread.warp = &block->warps[i / kWarpSize];
     thread.warp->lanes.push_back(&thread);
@@ -293,6 +307,7 @@ void run_current_thread() noexcept {
   }
   if (block.alive == 0) {
     check_red_zones(block);
+    forget_accesses(block.shared, grid->call.shared_bytes);
   }
   suspend();
 }
@@ -400,6 +415,12 @@ void leave(Meeting& meeting) {
   }
 }
 
+void copy_unseen(void* to, const void* from, std::size_t bytes) { std::memcpy(to, from, bytes); }
+
+Moment current_moment() {
+  return {current->number, current->block->barrier.passed, current->clock};
+}
+
 bool in_kernel() { return current != nullptr; }
 
 void break_device(const std::string& message) {
@@ -437,6 +458,7 @@ void run_grid(const KernelCall& call) {
   gridDim = call.grid;
   blockDim = call.block;
   const FaultGuard guard;
+  forget_accesses();
   start_blocks();
   while (Thread* thread = pick_thread()) {
     give_turn_to(thread);

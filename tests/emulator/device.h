@@ -14,16 +14,17 @@
 
 namespace emulator {
 
-inline constexpr int kMaxThreadsPerBlock = 1024;
+inline constexpr unsigned kMaxThreadsPerBlock = 1024;
 inline constexpr std::size_t kSharedMemoryWithoutAttribute = 48 * 1024;
 inline constexpr unsigned char kUninitialised = 0xFF;  // fills shared memory: NaN, -1
 
-// Chosen by the tests: devices differ in the first and the last, schedules in the others.
+// Chosen by the tests.
 struct Settings {
   int multiprocessors = 4;
   int resident_blocks = 4;  // blocks that are under way at the same time
   std::uint64_t seed = 0;   // of the order in which blocks and threads run
   std::size_t shared_memory_per_block = 227 * 1024;
+  bool find_races = true;
 };
 
 struct Device {
@@ -36,6 +37,14 @@ struct Device {
 extern Device device;
 
 bool in_kernel();  // and not in the host's code
+
+// When the running thread does what it does, for the order of its accesses to those of others.
+struct Moment {
+  std::uint32_t thread = 0;    // of the grid; those of a block begin at a multiple of the maximum
+  std::uint32_t barriers = 0;  // that its block has passed
+  std::uint32_t clock = 0;     // greater after a warp operation than before, for all who took part
+};
+Moment current_moment();
 
 // While it lives, an access to an address that is not mapped fails the kernel that makes it.
 class FaultGuard {

@@ -148,12 +148,29 @@ T* aligned(T* pointer, Location where) {
   return pointer;
 }
 
+// Tells the race detector of an access that cannot race with another of its kind.
+void announce_atomic(const void* pointer, std::size_t bytes, bool is_write);
+
+// memcpy, of which the race detector is not told.
+void copy_unseen(void* to, const void* from, std::size_t bytes);
+
+// A load that sees what other threads have stored or are about to.
+template <typename T>
+T load_atomic(const T* pointer, Location where) {
+  announce_atomic(aligned(pointer, where), sizeof(T), false);
+  T value;
+  copy_unseen(&value, pointer, sizeof(T));
+  return value;
+}
+
 template <typename T, typename Change>
 T read_modify_write(T* pointer, Location where, Change change) {
   preempt();
-  T& value = *aligned(pointer, where);
-  const T old = value;
-  value = change(old);
+  announce_atomic(aligned(pointer, where), sizeof(T), true);
+  T old;
+  copy_unseen(&old, pointer, sizeof(T));
+  const T changed = change(old);
+  copy_unseen(pointer, &changed, sizeof(T));
   return old;
 }
 
@@ -299,7 +316,7 @@ T __ldg(const T* pointer, EMULATOR_HERE) {
 }
 template <typename T>
 T __ldcg(const T* pointer, EMULATOR_HERE) {
-  return *emulator::aligned(pointer, here);
+  return emulator::load_atomic(pointer, here);
 }
 template <typename T>
 T __ldcs(const T* pointer, EMULATOR_HERE) {

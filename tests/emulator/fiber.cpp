@@ -142,4 +142,9 @@ void resume(Fiber* fiber) {
 
 void suspend() { switch_context(running->context, host); }
 
+bool is_on_running_fiber(const void* address) {
+  const auto* byte = static_cast<const unsigned char*>(address);
+  return running != nullptr && byte >= running->stack && byte < running->stack + running->bytes;
+}
+
 }  // namespace emulator

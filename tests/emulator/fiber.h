@@ -19,4 +19,7 @@ void give_back_fiber(Fiber* fiber);
 void resume(Fiber* fiber);  // called on the host; comes back when the fiber suspends
 void suspend();             // called on the fiber that runs; comes back when it is resumed
 
+// Whether an address is of the running fiber's own stack.
+bool is_on_running_fiber(const void* address);
+
 }  // namespace emulator

@@ -7,8 +7,8 @@
 namespace emulator {
 namespace {
 
-std::unordered_map<const void*, std::size_t>
-    shared_memory_attribute;  // of the kernels for which it was set
+// Of the kernels for which it was set.
+std::unordered_map<const void*, std::size_t> shared_memory_attribute;
 cudaError_t last_error = cudaSuccess;
 
 cudaError_t refuse(cudaError_t error, const std::string& message) {
@@ -207,8 +207,9 @@ const char* cudaGetErrorString(cudaError_t error) {
 #define EMULATOR_EXPORT __attribute__((visibility("default")))
 
 EMULATOR_EXPORT void emulator_configure(std::uint64_t seed, int multiprocessors,
-                                        int resident_blocks, std::size_t shared_memory_per_block) {
-  device.settings = {multiprocessors, resident_blocks, seed, shared_memory_per_block};
+                                        int resident_blocks, std::size_t shared_memory_per_block,
+                                        bool find_races) {
+  device.settings = {multiprocessors, resident_blocks, seed, shared_memory_per_block, find_races};
   device.launches = 0;
   emulator::shared_memory_attribute.clear();
 }

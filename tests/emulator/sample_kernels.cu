@@ -9,6 +9,8 @@ enum Mistake {
   kNoBarrierBeforeRead,   // partial sums are read before all of them are written
   kNoBarrierBeforeReuse,  // and overwritten before all of them are read
   kNotInitialised,
+  kPlainAddShared,  // instead of an atomic one
+  kPlainAddGlobal,
   kDivergentBarrier,
   kAbsentLane,
   kNotInMask,
@@ -72,7 +74,11 @@ __global__ void __launch_bounds__(256)
        i += static_cast<int>(gridDim.x * blockDim.x)) {
     sum += x[i];
     squares += x[i] * x[i];
-    atomicAdd(&local_counts[bin[i]], 1);
+    if (mistake == kPlainAddShared) {
+      ++local_counts[bin[i]];
+    } else {
+      atomicAdd(&local_counts[bin[i]], 1);
+    }
   }
   sum = block_sum(sum, partials, mistake);
   squares = block_sum(squares, partials, mistake);
@@ -82,7 +88,11 @@ __global__ void __launch_bounds__(256)
   }
   __syncthreads();
   for (int k = static_cast<int>(threadIdx.x); k < bins; k += static_cast<int>(blockDim.x)) {
-    atomicAdd(&counts[k], local_counts[k]);
+    if (mistake == kPlainAddGlobal) {
+      counts[k] += local_counts[k];
+    } else {
+      atomicAdd(&counts[k], local_counts[k]);
+    }
   }
 }
 
@@ -99,7 +109,7 @@ __global__ void last_block_kernel(int* counts, unsigned* ticket) {
   }
   __syncthreads();
   if (*is_last && threadIdx.x < gridDim.x) {
-    atomicAdd(&counts[gridDim.x], counts[threadIdx.x]);
+    atomicAdd(&counts[gridDim.x], __ldcg(&counts[threadIdx.x]));
   }
 }
 
@@ -161,7 +171,7 @@ __global__ void mistakes_kernel(float* data, int mistake) {
       break;
     case kAbsentLane:
       if (lane < 16) {
-        data[lane] = __shfl_down_sync(0xffffu, data[lane], 8);
+        data[threadIdx.x] = __shfl_down_sync(0xffffu, data[threadIdx.x], 8);
       }
       break;
     case kNotInMask:
@@ -174,7 +184,7 @@ __global__ void mistakes_kernel(float* data, int mistake) {
       if (lane < 16) {
         __syncwarp();
       } else {
-        data[lane] = __shfl_xor_sync(kFullMask, data[lane], 1);
+        data[threadIdx.x] = __shfl_xor_sync(kFullMask, data[threadIdx.x], 1);
       }
       break;
     case kDeadlock:
@@ -187,19 +197,23 @@ __global__ void mistakes_kernel(float* data, int mistake) {
       shared[blockDim.x + threadIdx.x] = 1;
       break;
     case kMisaligned:
-      reinterpret_cast<float4*>(data)[0] = *reinterpret_cast<const float4*>(data + 1);
+      if (threadIdx.x == 0) {
+        *reinterpret_cast<float4*>(data) = *reinterpret_cast<const float4*>(data + 1);
+      }
       break;
     case kMisalignedLdg:
-      reinterpret_cast<float4*>(data)[0] = __ldg(reinterpret_cast<const float4*>(data + 1));
+      if (threadIdx.x == 0) {
+        *reinterpret_cast<float4*>(data) = __ldg(reinterpret_cast<const float4*>(data + 1));
+      }
       break;
     case kNullPointer:
       data[0] = 1;  // the host has passed a null pointer
       break;
     case kWildPointer:
-      data[0] = data[threadIdx.x + (1ull << 44)];
+      data[threadIdx.x] = data[threadIdx.x + (1ull << 44)];
       break;
     case kOutsideArray:
-      data[0] = kTable[threadIdx.x % 5];
+      data[threadIdx.x] = kTable[threadIdx.x % 5];
       break;
     case kTrap:
       if (threadIdx.x == 5) {
