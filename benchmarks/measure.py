@@ -38,7 +38,7 @@ class Settings:
     all: bool = False  # all formulations at length, not the fastest of each group
 
 
-@dataclass
+@dataclass(eq=False)
 class Contender:
     """An implementation on its way through check, timing and memory; `row` is what is reported."""
 

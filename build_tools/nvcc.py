@@ -66,12 +66,19 @@ def _roots() -> Iterator[Path]:
         if home := os.environ.get(variable):
             yield Path(home)
     if on_path := shutil.which("nvcc"):
-        # It may be a link or a script; it knows itself where its toolkit is.
-        dry_run = _run(Path(on_path), "--dryrun", "-x", "cu", "-c", os.devnull)
-        yield Path(_search(r"^#\$ TOP=(.+)$", dry_run)).resolve()
+        yield _root_of(Path(on_path))
     if (default := Path("/usr/local/cuda")).is_dir():
         yield default
     yield from sorted(Path(sysconfig.get_path("purelib"), "nvidia").glob("cu[0-9]*"), reverse=True)
+
+
+def _root_of(nvcc: Path) -> Path:
+    """The toolkit of an nvcc that may be a link or a script: it knows itself where that is."""
+    try:
+        dry_run = _run(nvcc, "--dryrun", "-x", "cu", "-c", os.devnull)
+    except subprocess.CalledProcessError:
+        return nvcc  # it does not run, so it has none
+    return Path(_search(r"^#\$ TOP=(.+)$", dry_run)).resolve()
 
 
 def _holding(name: str, root: Path, *patterns: str) -> Path | None:

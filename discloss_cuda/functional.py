@@ -240,7 +240,7 @@ def check_parameters(
     for name, value in zip(names, given, strict=True):
         if not isinstance(value, numbers.Real) or isinstance(value, bool):
             raise TypeError(f"{name}: expected a number, got {_describe(value)}")
-        if not math.isfinite(value):
+        if not -math.inf < value < math.inf:
             raise ValueError(f"{name}: expected a finite number, got {value}")
     for name, value in zip(names[:2], given[:2], strict=True):
         if value < 0:

@@ -184,6 +184,21 @@ def test_toolkit(toolkit: nvcc.Toolkit, tmp_path: Path) -> None:
     assert toolkit.architectures == ("7.5", "8.0", "9.0")
 
 
+def test_toolkit_of_a_script_on_the_path(
+    toolkit: nvcc.Toolkit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "nvcc"
+    script.write_text(f'#!/bin/sh\necho "#\\$ TOP={tmp_path}/bin/.."\n')
+    script.chmod(0o755)
+    monkeypatch.setattr(shutil, "which", lambda name: str(script))
+    monkeypatch.setenv("CUDA_HOME", "")
+    monkeypatch.setenv("CUDA_PATH", "")
+    nvcc.find_toolkit.cache_clear()
+    assert nvcc.find_toolkit() == toolkit
+    script.write_text("#!/bin/sh\nexit 127\n")
+    assert next(nvcc._roots()) == script  # a broken one is passed over
+
+
 def test_default_architectures_are_what_nvcc_knows(
     toolkit: nvcc.Toolkit, setup_script: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
