@@ -4,9 +4,7 @@
 
 #include "schemas.h"
 
-TORCH_LIBRARY(discloss_cuda, library) {
-  discloss::define_schemas(library);
-}
+TORCH_LIBRARY(discloss_cuda, library) { discloss::define_schemas(library); }
 
 PYBIND11_MODULE(_C, module) {
   module.doc() = "Compiled ops of discloss_cuda; importing it registers torch.ops.discloss_cuda.";

@@ -13,11 +13,11 @@ namespace discloss {
 
 inline void check_embeddings_dtype(const at::Tensor& embeddings) {
   const auto dtype = embeddings.scalar_type();
-  TORCH_CHECK_TYPE(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kHalf ||
-                       dtype == at::kBFloat16,
-                   "embeddings: expected a tensor of dtype float32, float64, float16 or bfloat16, "
-                   "got ",
-                   dtype);
+  TORCH_CHECK_TYPE(
+      dtype == at::kFloat || dtype == at::kDouble || dtype == at::kHalf || dtype == at::kBFloat16,
+      "embeddings: expected a tensor of dtype float32, float64, float16 or bfloat16, "
+      "got ",
+      dtype);
 }
 
 inline void check_labels_dtype(const at::Tensor& labels) {
@@ -45,8 +45,7 @@ inline void check_int64_vector(const char* name, const at::Tensor& tensor) {
 // offsets is a vector of at least one element on the labels' device, labels are [N_total].
 inline void check_packed_labels(const at::Tensor& labels, const at::Tensor& offsets) {
   check_int64_vector("offsets", offsets);
-  TORCH_CHECK_VALUE(offsets.numel() >= 1, "offsets: expected shape [B + 1], got ",
-                    offsets.sizes());
+  TORCH_CHECK_VALUE(offsets.numel() >= 1, "offsets: expected shape [B + 1], got ", offsets.sizes());
   check_same_device("offsets", offsets, "labels", labels);
   TORCH_CHECK_VALUE(labels.dim() == 1, "labels: expected shape [N_total] with offsets, got ",
                     labels.sizes());
@@ -154,9 +153,9 @@ inline void check_backward(std::initializer_list<const std::optional<at::Tensor>
                         means.size(2) == embeddings.size(1) && pull.sizes() == means.sizes() &&
                         push.sizes() == means.sizes() &&
                         slots.numel() * embeddings.size(1) == embeddings.numel() &&
-                        slots.is_contiguous() &&
-                        instances.is_contiguous() && counts.is_contiguous() &&
-                        means.is_contiguous() && pull.is_contiguous() && push.is_contiguous(),
+                        slots.is_contiguous() && instances.is_contiguous() &&
+                        counts.is_contiguous() && means.is_contiguous() && pull.is_contiguous() &&
+                        push.is_contiguous(),
                     "slots, instances, counts, means, pull, push: expected the shapes and layout "
                     "that forward returns");
 }

@@ -17,9 +17,8 @@
 
 namespace discloss {
 
-using ForwardTuple =
-    std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor,
-               at::Tensor, at::Tensor, at::Tensor>;
+using ForwardTuple = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor,
+                                at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
 // What forward returns. Everything but the first four is for backward and free of the weights and
 // of the upstream gradient. Rows k >= K of an image are zero.
@@ -77,15 +76,14 @@ using ForwardFunction = ForwardTuple(const at::Tensor& embeddings, const at::Ten
 // grad_*      [B] accscalar_t, the upstream gradient of each result; none counts as zero
 // the rest    as given to and returned by forward
 // returns     dL/dembeddings, laid out as at::empty_like(embeddings)
-using BackwardFunction =
-    at::Tensor(const std::optional<at::Tensor>& grad_loss,
-               const std::optional<at::Tensor>& grad_variance,
-               const std::optional<at::Tensor>& grad_distance,
-               const std::optional<at::Tensor>& grad_regularization, const at::Tensor& embeddings,
-               const std::optional<at::Tensor>& offsets, const at::Tensor& slots,
-               const at::Tensor& instances, const at::Tensor& counts, const at::Tensor& means,
-               const at::Tensor& pull, const at::Tensor& push, double delta_var,
-               double delta_dist, double alpha, double beta, double gamma, int64_t norm);
+using BackwardFunction = at::Tensor(
+    const std::optional<at::Tensor>& grad_loss, const std::optional<at::Tensor>& grad_variance,
+    const std::optional<at::Tensor>& grad_distance,
+    const std::optional<at::Tensor>& grad_regularization, const at::Tensor& embeddings,
+    const std::optional<at::Tensor>& offsets, const at::Tensor& slots, const at::Tensor& instances,
+    const at::Tensor& counts, const at::Tensor& means, const at::Tensor& pull,
+    const at::Tensor& push, double delta_var, double delta_dist, double alpha, double beta,
+    double gamma, int64_t norm);
 
 // The most instances any one image has: the smallest max_instances that forward accepts.
 using CountInstancesFunction = c10::SymInt(const at::Tensor& labels,

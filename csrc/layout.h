@@ -56,9 +56,9 @@ inline std::optional<Strides> in_place_strides(const at::Tensor& embeddings, boo
   if (strides.has_value()) {
     const int64_t channels = embeddings.size(1);
     const int64_t lanes = embeddings.size(0) * channels;
-    const int64_t pixels = packed           ? embeddings.size(0)
-                           : lanes == 0     ? 0
-                                            : embeddings.numel() / lanes;
+    const int64_t pixels = packed       ? embeddings.size(0)
+                           : lanes == 0 ? 0
+                                        : embeddings.numel() / lanes;
     if (!readable(*strides, channels, pixels)) {
       return std::nullopt;
     }
@@ -95,8 +95,7 @@ inline GradientBuffer gradient_like(const at::Tensor& embeddings, bool packed) {
   if (const auto strides = detail::in_place_strides(gradient, packed)) {
     return {gradient, {gradient, *strides}};
   }
-  const at::Tensor buffer =
-      at::empty_like(embeddings, {}, at::MemoryFormat::Contiguous);
+  const at::Tensor buffer = at::empty_like(embeddings, {}, at::MemoryFormat::Contiguous);
   return {gradient, {buffer, *detail::in_place_strides(buffer, packed)}};
 }
 

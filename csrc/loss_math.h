@@ -97,9 +97,9 @@ DISCLOSS_HOST_DEVICE double pull_factor(int64_t instances, int64_t pixels) {
 
 // L_dist = distance_factor(K) sum_{a != b} [2 delta_dist - |mu_a - mu_b|]_+^2
 DISCLOSS_HOST_DEVICE double distance_factor(int64_t instances) {
-  return instances < 2 ? 0.0
-                       : 1.0 / (static_cast<double>(instances) *
-                                static_cast<double>(instances - 1));
+  return instances < 2
+             ? 0.0
+             : 1.0 / (static_cast<double>(instances) * static_cast<double>(instances - 1));
 }
 
 // dL_dist/dmu_a = push_factor(K) sum_{b != a} [2 delta_dist - |mu_a - mu_b|]_+ d|mu_a - mu_b|
@@ -113,10 +113,10 @@ DISCLOSS_HOST_DEVICE double push_factor(int64_t instances) {
 template <typename T>
 DISCLOSS_HOST_DEVICE T shared_gradient(double alpha, double beta, double gamma, T pull, T push,
                                        T mean_derivative, int64_t instances, int64_t pixels) {
-  const double through_mean = beta * static_cast<double>(push) +
-                              gamma * static_cast<double>(mean_derivative) /
-                                  static_cast<double>(instances) -
-                              alpha * static_cast<double>(pull);
+  const double through_mean =
+      beta * static_cast<double>(push) +
+      gamma * static_cast<double>(mean_derivative) / static_cast<double>(instances) -
+      alpha * static_cast<double>(pull);
   return static_cast<T>(through_mean / static_cast<double>(pixels));
 }
 

@@ -19,8 +19,7 @@ inline void define_schemas(torch::Library& library) {
       "Tensor instances, Tensor counts, Tensor means, Tensor pull, Tensor push, "
       "float delta_var, float delta_dist, float alpha, float beta, float gamma, int norm) -> "
       "Tensor grad_embeddings");
-  library.def(
-      "count_instances(Tensor labels, Tensor? offsets, int[] ignore_labels) -> SymInt");
+  library.def("count_instances(Tensor labels, Tensor? offsets, int[] ignore_labels) -> SymInt");
   library.def("batch_offsets(Tensor batch, SymInt batch_size) -> Tensor");
 }
 

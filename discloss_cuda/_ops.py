@@ -88,20 +88,27 @@ def _backward_second(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
     present = [i for i, gradient in enumerate(gradients) if gradient is not None]
 
     def gradient_of(x: Tensor, *given: Tensor) -> Any:
-        terms, pullback = torch.func.vjp(
-            lambda y: _reference_terms(y, slots, offsets, ctx.max_instances, ctx.parameters), x
-        )
+        def terms_of(y: Tensor) -> tuple[Tensor, ...]:
+            return _reference_terms(y, slots, offsets, ctx.max_instances, ctx.parameters)
+
+        terms, pullback = _vjp(terms_of, x)
         cotangents = [torch.zeros_like(term) for term in terms]
         for i, gradient in zip(present, given, strict=True):
             cotangents[i] = gradient
         return pullback(tuple(cotangents))[0]
 
-    _, pullback = torch.func.vjp(gradient_of, embeddings, *(gradients[i] for i in present))
+    _, pullback = _vjp(gradient_of, embeddings, *(gradients[i] for i in present))
     of_embeddings, *of_given = pullback(upstream)
     of_gradients: list[Tensor | None] = [None] * NUM_TERMS
     for i, gradient in zip(present, of_given, strict=True):
         of_gradients[i] = gradient
     return (*of_gradients, of_embeddings, *(None,) * 13)
+
+
+def _vjp(function: Callable[..., Any], *primals: Tensor) -> tuple[Any, Callable[..., Any]]:
+    """``torch.func.vjp``, which composes with every other transform, without auxiliary output."""
+    value, pullback = torch.func.vjp(function, *primals)[:2]
+    return value, pullback
 
 
 def _reference_terms(
@@ -259,7 +266,7 @@ def apply(
         slots = _current.forward(embeddings.detach(), *arguments)[NUM_TERMS]
         return _reference_terms(embeddings, slots, offsets, max_instances, parameters)
     if under_func:
-        results = DiscriminativeLossFunction.apply(embeddings, *arguments)
+        results = DiscriminativeLossFunction.apply(embeddings, *arguments)  # type: ignore[no-untyped-call]
     else:
         results = _current.forward(embeddings, *arguments)
     return tuple(results[:NUM_TERMS])

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Sequence
-from typing import Any, Literal, overload
+from collections.abc import Collection, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -252,26 +252,20 @@ def check_parameters(
     return _ops.Parameters(*(float(value) for value in given), norm=int(norm))
 
 
-def check_ignore_label(ignore_label: int | Sequence[int] | None) -> list[int]:
+def check_ignore_label(ignore_label: Any) -> list[int]:
     """The ignored ids as a list of int64 values."""
     if ignore_label is None:
         return []
-    if isinstance(ignore_label, Tensor):
-        raise TypeError("ignore_label: expected None, an int or several, got a tensor")
-    if isinstance(ignore_label, numbers.Integral):
-        ids = [ignore_label]
-    else:
-        if not isinstance(ignore_label, Sequence | frozenset | set) or isinstance(
-            ignore_label, str
-        ):
-            raise TypeError(
-                f"ignore_label: expected None, an int or several, got {_describe(ignore_label)}"
-            )
-        ids = list(ignore_label)
+    several = isinstance(ignore_label, Collection) and not isinstance(ignore_label, Tensor | str)
+    if not several and not isinstance(ignore_label, numbers.Integral):
+        raise TypeError(
+            f"ignore_label: expected None, an int or several, got {_describe(ignore_label)}"
+        )
+    ids: list[Any] = list(ignore_label) if several else [ignore_label]
     for value in ids:
         if not isinstance(value, numbers.Integral):
             raise TypeError(f"ignore_label: expected ints, got {_describe(value)}")
-        if not -(2**63) <= value < 2**63:
+        if not -(2**63) <= int(value) < 2**63:
             raise ValueError(f"ignore_label: expected ids in the range of int64, got {value}")
     return [int(value) for value in ids]
 

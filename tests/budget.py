@@ -51,12 +51,23 @@ def _misaligned(x: Tensor) -> Tensor:
     return storage[1:].as_strided(x.shape, x.stride()).copy_(x)
 
 
-def _padded(x: Tensor) -> Tensor:
-    """Cut out of something larger: the axes do not merge into one."""
+def _padded(x: Tensor, before: int = 1, behind: int = 2) -> Tensor:
+    """Cut out of something with a longer last axis: the axes do not merge into one."""
     beside = torch.nan if x.is_floating_point() else 77
-    around = torch.full((*x.shape[:-1], x.shape[-1] + 3), beside, dtype=x.dtype, device=x.device)
-    around[..., 1:-2] = x
-    return around[..., 1:-2]
+    width = before + x.shape[-1] + behind
+    around = torch.full((*x.shape[:-1], width), beside, dtype=x.dtype, device=x.device)
+    around[..., before : width - behind] = x
+    return around[..., before : width - behind]
+
+
+def _aligned_lines(x: Tensor) -> Tensor:
+    """Lines begin at multiples of 64 elements and end anywhere: a vector there reads NaN."""
+    return _padded(x, 0, 64 - x.shape[-1] % 64)
+
+
+def _odd_images(x: Tensor) -> Tensor:
+    """Images, in themselves contiguous, an odd number of elements apart."""
+    return _padded(x.flatten(1), 0, 1 + x[:1].numel() % 2).unflatten(1, x.shape[1:])
 
 
 def _transposed(x: Tensor) -> Tensor:
@@ -69,6 +80,10 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "misaligned": lambda x: _misaligned(x.contiguous()),
     "channels_last_misaligned": lambda x: _misaligned(_channels_last(x)),
     "padded": _padded,
+    "aligned_lines": _aligned_lines,
+    "aligned_channels": lambda x: _aligned_lines(x.movedim(1, -1)).movedim(-1, 1),
+    "odd_images": _odd_images,
+    "odd_images_channels_last": lambda x: _odd_images(x.movedim(1, -1)).movedim(-1, 1),
     "transposed": _transposed,
 }
 

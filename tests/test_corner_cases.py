@@ -168,6 +168,20 @@ def test_minus_one_is_not_255_and_two_to_the_40_is_not_0(device: torch.device) -
         assert torch.equal(terms.distance, torch.zeros_like(terms.distance)), dtype
 
 
+def test_minus_one_and_zero_among_many_ids(device: torch.device) -> None:
+    """Whatever place a table keeps for a special id, no other id may be found there."""
+    for seed in range(12):
+        generator = torch.Generator().manual_seed(seed)
+        ids = torch.randint(INT64_MIN, INT64_MAX, (40,), generator=generator)
+        ids[:3] = torch.tensor([-1, 0, INT64_MIN])
+        x = torch.randn(1, 2, 120, generator=generator, dtype=torch.float64).to(device)
+        number = torch.arange(120) * 7 % 40
+        rank = ids.argsort().argsort()[number] + 3
+        terms, _ = terms_and_grad(x, ids[number][None].to(device))
+        plain, _ = terms_and_grad(x, rank[None].to(device))
+        torch.testing.assert_close(list(terms), list(plain), rtol=1e-13, atol=0)
+
+
 # --- NaN and inf ----------------------------------------------------------------------------------
 
 
@@ -220,6 +234,17 @@ def test_nan_reaches_the_gradient_through_each_term(
     (grad,) = torch.autograd.grad(getattr(terms, term).sum(), leaf)
     assert grad[0][:, first].isnan().all()
     assert grad[1].isfinite().all()
+
+
+@pytest.mark.parametrize("norm", [1, 2])
+def test_a_nan_where_no_hinge_is_open(device: torch.device, norm: int) -> None:
+    """Nothing else asks for the pull: it must not be left out."""
+    x = torch.zeros(1, 3, 70, device=device)
+    x[0, 1, 69] = torch.nan
+    labels = torch.arange(70, device=device)[None] // 60
+    terms, grad = terms_and_grad(x, labels, norm=norm)
+    assert terms.variance.isnan().all()
+    assert grad[..., 60:].isnan().all()
 
 
 # --- memory ---------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What PyTorch does to a function: opcheck, torch.compile, torch.export, torch.func, checkpoints."""
+"""What PyTorch does to a loss: opcheck, torch.compile, torch.export, torch.func, checkpoints."""
 
 from __future__ import annotations
 
@@ -143,8 +143,8 @@ def test_meta_and_fake_tensors(device_name: str) -> None:
             loss = discriminative_loss(x, torch.empty(2, 6, 10, dtype=torch.int32), max_instances=7)
             (gradient,) = torch.autograd.grad(loss, x)
     assert gradient is not None
-    assert loss.shape == () and loss.dtype == torch.float32
-    assert gradient.shape == x.shape and gradient.dtype == torch.float16
+    assert (loss.shape, loss.dtype) == ((), torch.float32)
+    assert (gradient.shape, gradient.dtype) == (x.shape, torch.float16)
 
 
 def test_func_grad_vjp_and_hessian(device: torch.device) -> None:

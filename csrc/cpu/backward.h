@@ -60,13 +60,13 @@ GradientTablesMemory<accscalar_t> gradient_tables(const SavedImage<accscalar_t>&
     for (int64_t d = 0; d < channels; ++d) {
       const auto at = static_cast<size_t>(k * padded + d);
       memory.means[at] = mean[d];
-      memory.shared[at] = shared_gradient(
-          weights.alpha, weights.beta, weights.gamma, saved.pull[k * channels + d],
-          saved.push[k * channels + d], scale * Norm<kNorm>::direction(mean[d]), saved.instances,
-          saved.counts[k]);
+      memory.shared[at] =
+          shared_gradient(weights.alpha, weights.beta, weights.gamma, saved.pull[k * channels + d],
+                          saved.push[k * channels + d], scale * Norm<kNorm>::direction(mean[d]),
+                          saved.instances, saved.counts[k]);
     }
-    memory.factors[static_cast<size_t>(k)] = static_cast<accscalar_t>(
-        weights.alpha * pull_factor(saved.instances, saved.counts[k]));
+    memory.factors[static_cast<size_t>(k)] =
+        static_cast<accscalar_t>(weights.alpha * pull_factor(saved.instances, saved.counts[k]));
   }
   return memory;
 }

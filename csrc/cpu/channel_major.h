@@ -27,8 +27,12 @@ struct ChannelMajor {
   static DISCLOSS_INLINE void load_tile(Pixels<scalar_t> pixels, Tile<accscalar_t> tile) {
     for (int64_t d = 0; d < tile.channels; ++d) {
       const scalar_t* row = pixels.embeddings + d * pixels.channel_stride;
-      for (int64_t i = 0; i < tile.pixels; i += W) {
+      int64_t i = 0;
+      for (; i + W <= tile.pixels; i += W) {
         prefetch(row + i + kTilesAhead * tile.pitch);
+        store(at(tile, d, i), load<W>(row + i));
+      }
+      if (i < tile.pixels) {
         store(at(tile, d, i), load_before<W>(row + i, row + tile.pixels));
       }
     }
@@ -37,8 +41,12 @@ struct ChannelMajor {
   static DISCLOSS_INLINE void store_tile(Tile<accscalar_t> tile, GradientPixels<scalar_t> out) {
     for (int64_t d = 0; d < tile.channels; ++d) {
       scalar_t* row = out.gradient + d * out.channel_stride;
-      for (int64_t i = 0; i < tile.pixels; i += W) {
+      int64_t i = 0;
+      for (; i + W <= tile.pixels; i += W) {
         prefetch(row + i + kTilesAhead * tile.pitch);
+        store(row + i, x(tile, d, i));
+      }
+      if (i < tile.pixels) {
         store_first(row + i, x(tile, d, i), tile.pixels - i);
       }
     }
@@ -96,15 +104,15 @@ struct ChannelMajor {
   }
 
   static DISCLOSS_INLINE void add_sums(Tile<accscalar_t> tile, Run run, double* sums) {
-    add_over_run(run, tile.channels, sums, [=](int64_t d, int64_t i)
-                                               __attribute__((always_inline)) {
-                                                 return x(tile, d, i);
-                                               });
+    add_over_run(run, tile.channels, sums,
+                 [=](int64_t d, int64_t i)
+                     __attribute__((always_inline)) { return x(tile, d, i); });
   }
 
   // sum_d of the norm of x_i - mean, for the pixels from i
   static DISCLOSS_INLINE P norm_sums(Tile<accscalar_t> tile, int64_t i, const accscalar_t* mean) {
     P sums = zero();
+#pragma GCC unroll 4
     for (int64_t d = 0; d < tile.channels; ++d) {
       sums = Norm<kNorm>::accumulate(sums, x(tile, d, i) - P(mean[d]));
     }
@@ -117,39 +125,37 @@ struct ChannelMajor {
     const auto sums_of = [=](int64_t i, Run run) __attribute__((always_inline)) {
       return run.slot < 0 ? zero() : norm_sums(tile, i, means + run.slot * tile.padded);
     };
-    for_each_block(tile, [=](int64_t i, int64_t first, int64_t last)
-                             __attribute__((always_inline)) {
-      P sums = sums_of(i, tile.runs[first]);
-      for (int64_t r = first + 1; r <= last; ++r) {
-        const Run run = tile.runs[r];
-        sums = select(first_lanes<P>(run.begin - i), sums, sums_of(i, run));
-      }
-      store_hinges<kNorm>(tile, i, sums, margin);
-    });
+    for_each_block(tile,
+                   [=](int64_t i, int64_t first, int64_t last) __attribute__((always_inline)) {
+                     P sums = sums_of(i, tile.runs[first]);
+                     for (int64_t r = first + 1; r <= last; ++r) {
+                       const Run run = tile.runs[r];
+                       sums = select(first_lanes<P>(run.begin - i), sums, sums_of(i, run));
+                     }
+                     store_hinges<kNorm>(tile, i, sums, margin);
+                   });
   }
 
   // pull [padded] += sum over the run of h_i d|v_i|. mean [padded]
   static DISCLOSS_INLINE void add_pull(Tile<accscalar_t> tile, Run run, const accscalar_t* mean,
                                        double* pull) {
-    add_over_run(run, tile.channels, pull, [=](int64_t d, int64_t i)
-                                               __attribute__((always_inline)) {
-                                                 const P v = x(tile, d, i) - P(mean[d]);
-                                                 return load<W>(tile.scales + i) *
-                                                        Norm<kNorm>::direction(v);
-                                               });
+    add_over_run(run, tile.channels, pull,
+                 [=](int64_t d, int64_t i) __attribute__((always_inline)) {
+                   const P v = x(tile, d, i) - P(mean[d]);
+                   return load<W>(tile.scales + i) * Norm<kNorm>::direction(v);
+                 });
   }
 
   // values = factor h_i d|v_i| + shared, or 0 where ignored
   static DISCLOSS_INLINE void find_gradient(Tile<accscalar_t> tile,
                                             GradientTables<accscalar_t> tables) {
-    for_each_block(tile, [=](int64_t i, int64_t first, int64_t last)
-                             __attribute__((always_inline)) {
+    for_each_block(tile, [=](int64_t i, int64_t first,
+                             int64_t last) __attribute__((always_inline)) {
       for (int64_t d = 0; d < tile.channels; ++d) {
         P values = gradient(tile, d, i, tile.runs[first], tables);
         for (int64_t r = first + 1; r <= last; ++r) {
           const Run run = tile.runs[r];
-          values = select(first_lanes<P>(run.begin - i), values,
-                          gradient(tile, d, i, run, tables));
+          values = select(first_lanes<P>(run.begin - i), values, gradient(tile, d, i, run, tables));
         }
         store(at(tile, d, i), values);
       }

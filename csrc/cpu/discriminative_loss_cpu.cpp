@@ -1,7 +1,5 @@
 // The ops on a CPU (contract: discriminative_loss.h): checks, allocation, and one image after the
 // other or side by side.
-#include "discriminative_loss.h"
-
 #include <ATen/Dispatch.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
@@ -14,6 +12,7 @@
 #include "backward.h"
 #include "batch.h"
 #include "check.h"
+#include "discriminative_loss.h"
 #include "forward.h"
 #include "huge_pages.h"
 #include "ids.h"
@@ -63,8 +62,8 @@ void check_offsets_of(const at::Tensor& offsets, const at::Tensor& labels) {
 void check_instances(const at::Tensor& instances, int64_t max_instances) {
   const int64_t* counts = instances.const_data_ptr<int64_t>();
   for (int64_t b = 0; b < instances.numel(); ++b) {
-    TORCH_CHECK_VALUE(counts[b] <= max_instances, "max_instances: expected at most ",
-                      max_instances, " instances in an image, got ", counts[b], " in image ", b);
+    TORCH_CHECK_VALUE(counts[b] <= max_instances, "max_instances: expected at most ", max_instances,
+                      " instances in an image, got ", counts[b], " in image ", b);
   }
 }
 
@@ -146,9 +145,8 @@ Weights upstream_weights(const std::optional<at::Tensor>& grad_loss,
                          const std::optional<at::Tensor>& grad_regularization, double alpha,
                          double beta, double gamma, int64_t b) {
   const auto value = [b](const std::optional<at::Tensor>& gradient) -> double {
-    return gradient.has_value()
-               ? gradient->const_data_ptr<accscalar_t>()[b * gradient->stride(0)]
-               : 0.0;
+    return gradient.has_value() ? gradient->const_data_ptr<accscalar_t>()[b * gradient->stride(0)]
+                                : 0.0;
   };
   const double loss = value(grad_loss);
   return {alpha * loss + value(grad_variance), beta * loss + value(grad_distance),
@@ -160,10 +158,10 @@ at::Tensor backward(const std::optional<at::Tensor>& grad_loss,
                     const std::optional<at::Tensor>& grad_distance,
                     const std::optional<at::Tensor>& grad_regularization,
                     const at::Tensor& embeddings, const std::optional<at::Tensor>& offsets,
-                    const at::Tensor& slots, const at::Tensor& instances,
-                    const at::Tensor& counts, const at::Tensor& means, const at::Tensor& pull,
-                    const at::Tensor& push, double delta_var, double /*delta_dist*/, double alpha,
-                    double beta, double gamma, int64_t norm) {
+                    const at::Tensor& slots, const at::Tensor& instances, const at::Tensor& counts,
+                    const at::Tensor& means, const at::Tensor& pull, const at::Tensor& push,
+                    double delta_var, double /*delta_dist*/, double alpha, double beta,
+                    double gamma, int64_t norm) {
   check_backward({&grad_loss, &grad_variance, &grad_distance, &grad_regularization}, embeddings,
                  slots, instances, counts, means, pull, push);
   const at::Tensor bounds = contiguous_offsets(offsets);
@@ -180,11 +178,11 @@ at::Tensor backward(const std::optional<at::Tensor>& grad_loss,
         for_each_image(images, batch.channels, [&](int64_t b, int64_t parts) {
           const int64_t first = b * counts.size(1);
           const int64_t table = first * batch.channels;
-          const SavedImage<accscalar_t> saved = {
-              instances.const_data_ptr<int64_t>()[b], counts.const_data_ptr<int64_t>() + first,
-              means.const_data_ptr<accscalar_t>() + table,
-              pull.const_data_ptr<accscalar_t>() + table,
-              push.const_data_ptr<accscalar_t>() + table};
+          const SavedImage<accscalar_t> saved = {instances.const_data_ptr<int64_t>()[b],
+                                                 counts.const_data_ptr<int64_t>() + first,
+                                                 means.const_data_ptr<accscalar_t>() + table,
+                                                 pull.const_data_ptr<accscalar_t>() + table,
+                                                 push.const_data_ptr<accscalar_t>() + table};
           const Weights weights = upstream_weights<accscalar_t>(
               grad_loss, grad_variance, grad_distance, grad_regularization, alpha, beta, gamma, b);
           image_backward(batch, b, parts, saved, weights, delta_var, norm,

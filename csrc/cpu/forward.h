@@ -41,8 +41,8 @@ class ImageForward {
  public:
   using accscalar_t = accumulate_t<scalar_t>;
 
-  ImageForward(const BatchPixels<scalar_t>& batch, const Hyper& hyper, int64_t image,
-               int64_t parts, const ImageIds& ids, const ImageResult<accscalar_t>& result)
+  ImageForward(const BatchPixels<scalar_t>& batch, const Hyper& hyper, int64_t image, int64_t parts,
+               const ImageIds& ids, const ImageResult<accscalar_t>& result)
       : batch_(batch),
         hyper_(hyper),
         kernels_(best_kernels<scalar_t>(hyper.norm, batch.channels)),
@@ -75,8 +75,8 @@ class ImageForward {
     *result_.variance = static_cast<accscalar_t>(variance);
     *result_.distance = static_cast<accscalar_t>(distance);
     *result_.regularization = static_cast<accscalar_t>(regularization);
-    *result_.loss = static_cast<accscalar_t>(
-        hyper_.alpha * variance + hyper_.beta * distance + hyper_.gamma * regularization);
+    *result_.loss = static_cast<accscalar_t>(hyper_.alpha * variance + hyper_.beta * distance +
+                                             hyper_.gamma * regularization);
   }
 
  private:
@@ -141,9 +141,8 @@ class ImageForward {
       kernels_.add_push(means, instances_ * part / parts_, instances_ * (part + 1) / parts_,
                         scratch, static_cast<accscalar_t>(2 * hyper_.delta_dist),
                         push_squares_.of(0), push_.of(0));
-      kernels_.add_pull(pixels, scratch, means_.data(),
-                        static_cast<accscalar_t>(hyper_.delta_var), pull_squares_.of(part),
-                        pull_.of(part));
+      kernels_.add_pull(pixels, scratch, means_.data(), static_cast<accscalar_t>(hyper_.delta_var),
+                        pull_squares_.of(part), pull_.of(part));
     });
   }
 
@@ -171,8 +170,8 @@ class ImageForward {
   // Returns L_var.
   double store_pull() {
     store_rows(
-        pull_.total(parts_),
-        [&](int64_t k) { return pull_factor(instances_, result_.counts[k]); }, result_.pull);
+        pull_.total(parts_), [&](int64_t k) { return pull_factor(instances_, result_.counts[k]); },
+        result_.pull);
     double variance = 0;
     const double* squares = pull_squares_.total(parts_);
     for (int64_t k = 0; k < instances_; ++k) {
@@ -200,8 +199,7 @@ class ImageForward {
   void store_rows(const double* rows, const Factor& factor, accscalar_t* results) const {
     for (int64_t k = 0; k < instances_; ++k) {
       for (int64_t d = 0; d < channels_; ++d) {
-        results[k * channels_ + d] =
-            static_cast<accscalar_t>(factor(k) * rows[k * padded_ + d]);
+        results[k * channels_ + d] = static_cast<accscalar_t>(factor(k) * rows[k * padded_ + d]);
       }
     }
   }

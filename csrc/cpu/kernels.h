@@ -94,8 +94,8 @@ template <typename accscalar_t>
 struct Means {
   const accscalar_t* by_instance;  // [K, padded]
   const accscalar_t* by_channel;   // [D, K]
-  int64_t count;     // K
-  int64_t channels;  // D
+  int64_t count;                   // K
+  int64_t channels;                // D
 };
 
 // What the gradient of a pixel is made of beside its own pull.
@@ -116,15 +116,13 @@ struct Kernels {
                    double* sums);
 
   // squares [K]: sum of h_i^2 . pull [K, padded]: sum of h_i d|v_i|
-  void (*add_pull)(const Pixels<scalar_t>&, const Scratch<accscalar_t>&,
-                   const accscalar_t* means, accscalar_t delta_var, double* squares,
-                   double* pull);
+  void (*add_pull)(const Pixels<scalar_t>&, const Scratch<accscalar_t>&, const accscalar_t* means,
+                   accscalar_t delta_var, double* squares, double* pull);
 
   // For the means first <= a < last, over all b != a, with v = mu_b - mu_a:
   // squares [K]: sum of h^2 . push [K, padded]: sum of h d|v|/dv
   void (*add_push)(const Means<accscalar_t>&, int64_t first, int64_t last,
-                   const Scratch<accscalar_t>&, accscalar_t margin, double* squares,
-                   double* push);
+                   const Scratch<accscalar_t>&, accscalar_t margin, double* squares, double* push);
 
   // Writes dL/dx_i of every pixel.
   void (*write_gradient)(const Pixels<scalar_t>&, const GradientTables<accscalar_t>&,

@@ -38,9 +38,7 @@ void for_each_image(const Images& images, int64_t channels, const Body& body) {
   const int64_t threads = at::get_num_threads();
   const bool balanced = images.count >= 4 * threads || images.count % threads == 0;
   const int64_t large = balanced ? kLarge : images.count < threads ? kSmall : kLarge / 4;
-  const auto in_parts = [&](int64_t b) {
-    return threads > 1 && images.size(b) * channels > large;
-  };
+  const auto in_parts = [&](int64_t b) { return threads > 1 && images.size(b) * channels > large; };
   for (int64_t b = 0; b < images.count; ++b) {
     if (in_parts(b)) {
       body(b, threads);

@@ -8,7 +8,7 @@
 namespace discloss::cpu::DISCLOSS_CPU_TARGET {
 
 // Shorter runs than this, on average, cost more as vectors of pixels than a transposition does
-// (measured where D = 16, with AVX-512); for the gradient, which is transposed twice, that is later.
+// (measured where D = 16); for the gradient, which is transposed twice, that is later.
 constexpr int64_t kLongRun = 12;
 constexpr int64_t kLongRunOfGradient = 6;
 
@@ -31,10 +31,16 @@ DISCLOSS_INLINE void for_each_tile(const Pixels<scalar_t>& pixels,
   for (int64_t begin = 0; begin < pixels.count; begin += step) {
     const int64_t count = pixels.count - begin < step ? pixels.count - begin : step;
     const int64_t run_count = find_runs(pixels.slots + begin, count, scratch.runs);
-    const Tile<accumulate_t<scalar_t>> tile = {
-        scratch.values, scratch.scales, scratch.squares, pixels.slots + begin,
-        scratch.runs,   run_count,      count,           pixels.channels,
-        padded_channels(pixels.channels), tile_pitch(pixels.channels)};
+    const Tile<accumulate_t<scalar_t>> tile = {scratch.values,
+                                               scratch.scales,
+                                               scratch.squares,
+                                               pixels.slots + begin,
+                                               scratch.runs,
+                                               run_count,
+                                               count,
+                                               pixels.channels,
+                                               padded_channels(pixels.channels),
+                                               tile_pitch(pixels.channels)};
     body(part_of(pixels, begin, count), tile, begin);
   }
 }
@@ -46,8 +52,7 @@ DISCLOSS_INLINE bool has_long_runs(Tile<T> tile, int64_t long_run) {
 
 // Calls body(rows) with the pixels of a tile, pixel-major: as they lie in memory, or transposed.
 template <typename ByPixel, typename scalar_t, typename T, typename Body>
-DISCLOSS_INLINE void with_rows(Pixels<scalar_t> pixels, Tile<T> tile,
-                               const Body& body) {
+DISCLOSS_INLINE void with_rows(Pixels<scalar_t> pixels, Tile<T> tile, const Body& body) {
   if (pixels.pixel_stride != 1) {
     body(ByPixel::rows_of_memory(pixels));
   } else {
@@ -77,14 +82,12 @@ void add_sums(const Pixels<scalar_t>& pixels, const Scratch<accumulate_t<scalar_
     for_each_run(tile, [&](Run run) { counts[run.slot] += run.end - run.begin; });
     if (part.pixel_stride == 1 && has_long_runs(tile, kLongRun)) {
       ByChannel::load_tile(part, tile);
-      for_each_run(tile, [&](Run run) {
-        ByChannel::add_sums(tile, run, sums + run.slot * tile.padded);
-      });
+      for_each_run(tile,
+                   [&](Run run) { ByChannel::add_sums(tile, run, sums + run.slot * tile.padded); });
     } else {
       with_rows<ByPixel>(part, tile, [&](auto rows) {
-        for_each_run(tile, [&](Run run) {
-          ByPixel::add_sums(rows, run, sums + run.slot * tile.padded);
-        });
+        for_each_run(tile,
+                     [&](Run run) { ByPixel::add_sums(rows, run, sums + run.slot * tile.padded); });
       });
     }
   });
@@ -131,9 +134,8 @@ void add_pull(const Pixels<scalar_t>& pixels, const Scratch<accumulate_t<scalar_
 
 // The gradient of a tile, pixel-major.
 template <typename ByPixel, typename RowsT, typename T, typename result_t>
-DISCLOSS_INLINE void write_rows(RowsT rows, Tile<T> tile,
-                                GradientTables<T> tables, Margin<T> margin,
-                                result_t* gradient, int64_t pitch) {
+DISCLOSS_INLINE void write_rows(RowsT rows, Tile<T> tile, GradientTables<T> tables,
+                                Margin<T> margin, result_t* gradient, int64_t pitch) {
   ByPixel::find_hinges(rows, tile, tables.means, margin);
   for (int64_t r = 0; r < tile.run_count; ++r) {
     const Run run = tile.runs[r];
@@ -194,8 +196,9 @@ void add_push(const Means<accumulate_t<scalar_t>>& means, int64_t first, int64_t
     const Pixels<T> others = {means.by_channel + begin, nullptr, means.count, 1,
                               means.channels,           nullptr, count};
     Run run = {0, static_cast<int32_t>(count), 0};
-    const Tile<T> tile = {scratch.values, scratch.scales, scratch.squares,          nullptr, &run,
-                          1,              count,          means.channels, padded, tile_pitch(means.channels)};
+    const Tile<T> tile = {
+        scratch.values, scratch.scales, scratch.squares,           nullptr, &run, 1, count,
+        means.channels, padded,         tile_pitch(means.channels)};
     ByChannel::load_tile(others, tile);
     for (int64_t a = first; a < last; ++a) {
       run.slot = static_cast<int32_t>(a);

@@ -55,7 +55,7 @@ struct PixelMajor {
 #pragma GCC unroll 16
         for (int c = 0; c < W; ++c) {
           prefetch(x + kTilesAhead * tile.pitch);
-          block[c] = whole                        ? DISCLOSS_CPU_TARGET::load<W>(x)
+          block[c] = whole                       ? DISCLOSS_CPU_TARGET::load<W>(x)
                      : first + c < tile.channels ? load_before<W>(x, pixels.end)
                                                  : zero();
           x += pixels.channel_stride;
@@ -87,15 +87,13 @@ struct PixelMajor {
   template <typename value_t>
   static DISCLOSS_INLINE void add_sums(Rows<value_t> rows, Run run, double* sums) {
     add_over_run(run, rows.channels, sums,
-                 [=](int64_t i, int64_t first) __attribute__((always_inline)) {
-                   return rows.template load<W>(i, first);
-                 });
+                 [=](int64_t i, int64_t first)
+                     __attribute__((always_inline)) { return rows.template load<W>(i, first); });
   }
 
   // Scales and squares of all pixels; of ignored ones they mean nothing. means [K, padded]
   template <typename value_t>
-  static DISCLOSS_INLINE void find_hinges(Rows<value_t> rows, TileT tile,
-                                          const accscalar_t* means,
+  static DISCLOSS_INLINE void find_hinges(Rows<value_t> rows, TileT tile, const accscalar_t* means,
                                           Margin<accscalar_t> margin) {
     for (int64_t begin = 0; begin < tile.pixels; begin += W) {
       P sums[W];
@@ -106,9 +104,9 @@ struct PixelMajor {
         const accscalar_t* mean = means + slot * tile.padded;
         sums[p] = zero();
         for (int64_t first = 0; first < tile.channels; first += W) {
-          sums[p] = Norm<kNorm>::accumulate(
-              sums[p],
-              rows.template load<W>(i, first) - DISCLOSS_CPU_TARGET::load<W>(mean + first));
+          sums[p] =
+              Norm<kNorm>::accumulate(sums[p], rows.template load<W>(i, first) -
+                                                   DISCLOSS_CPU_TARGET::load<W>(mean + first));
         }
       }
       store_hinges<kNorm>(tile, begin, sum_of_each(sums), margin);
@@ -117,28 +115,26 @@ struct PixelMajor {
 
   // pull [D] += sum over the run of h_i d|v_i|. mean [D]
   template <typename value_t>
-  static DISCLOSS_INLINE void add_pull(Rows<value_t> rows, TileT tile,
-                                       Run run, const accscalar_t* mean, double* pull) {
-    add_over_run(run, tile.channels, pull,
-                 [=](int64_t i, int64_t first) __attribute__((always_inline)) {
-                   const P v = rows.template load<W>(i, first) -
-                               DISCLOSS_CPU_TARGET::load<W>(mean + first);
-                   return P(tile.scales[i]) * Norm<kNorm>::direction(v);
-                 });
+  static DISCLOSS_INLINE void add_pull(Rows<value_t> rows, TileT tile, Run run,
+                                       const accscalar_t* mean, double* pull) {
+    add_over_run(
+        run, tile.channels, pull, [=](int64_t i, int64_t first) __attribute__((always_inline)) {
+          const P v = rows.template load<W>(i, first) - DISCLOSS_CPU_TARGET::load<W>(mean + first);
+          return P(tile.scales[i]) * Norm<kNorm>::direction(v);
+        });
   }
 
   // gradient = factor h_i d|v_i| + shared, of a run. mean, shared [padded]
   template <typename value_t, typename result_t>
-  static DISCLOSS_INLINE void write_gradient(Rows<value_t> rows, TileT tile,
-                                             Run run, const accscalar_t* mean,
-                                             const accscalar_t* shared, accscalar_t factor,
-                                             result_t* gradient, int64_t pitch) {
+  static DISCLOSS_INLINE void write_gradient(Rows<value_t> rows, TileT tile, Run run,
+                                             const accscalar_t* mean, const accscalar_t* shared,
+                                             accscalar_t factor, result_t* gradient,
+                                             int64_t pitch) {
     for (int64_t first = 0; first < rows.channels; first += W) {
       const P mean_part = DISCLOSS_CPU_TARGET::load<W>(mean + first);
       const P shared_part = DISCLOSS_CPU_TARGET::load<W>(shared + first);
       for (int64_t i = run.begin; i < run.end; ++i) {
-        const P direction =
-            Norm<kNorm>::direction(rows.template load<W>(i, first) - mean_part);
+        const P direction = Norm<kNorm>::direction(rows.template load<W>(i, first) - mean_part);
         store_first(gradient + i * pitch + first,
                     P(factor * tile.scales[i]) * direction + shared_part, rows.channels - first);
       }
@@ -147,8 +143,7 @@ struct PixelMajor {
 
   // The same of an ignored run.
   template <typename result_t>
-  static DISCLOSS_INLINE void clear(Run run, int64_t channels, result_t* gradient,
-                                    int64_t pitch) {
+  static DISCLOSS_INLINE void clear(Run run, int64_t channels, result_t* gradient, int64_t pitch) {
     for (int64_t i = run.begin; i < run.end; ++i) {
       for (int64_t first = 0; first < channels; first += W) {
         store_first(gradient + i * pitch + first, zero(), channels - first);
@@ -157,8 +152,7 @@ struct PixelMajor {
   }
 
   // The tile into channels-first memory.
-  static DISCLOSS_INLINE void store_transposed(TileT tile,
-                                               GradientPixels<scalar_t> out) {
+  static DISCLOSS_INLINE void store_transposed(TileT tile, GradientPixels<scalar_t> out) {
     for (int64_t first = 0; first < tile.channels; first += W) {
       for (int64_t i = 0; i < tile.pixels; i += W) {
         P block[W];

@@ -87,8 +87,8 @@ DISCLOSS_INLINE P interleave(P a, P b, std::integer_sequence<int, I...>) {
   return P::of(__builtin_shufflevector(a.value, b.value, (kOffset + I / 2 + I % 2 * kLanes)...));
 #else
   using Integers = decltype(P::Mask::value);
-  return P::of(__builtin_shuffle(a.value, b.value,
-                                 Integers{(kOffset + I / 2 + I % 2 * kLanes)...}));
+  return P::of(
+      __builtin_shuffle(a.value, b.value, Integers{(kOffset + I / 2 + I % 2 * kLanes)...}));
 #endif
 }
 
@@ -123,7 +123,7 @@ DISCLOSS_INLINE Pack<T, W> interleave_high(Pack<T, W> a, Pack<T, W> b) {
 // row number; after log2(W) rounds the two have changed places.
 template <typename T, int W>
 DISCLOSS_INLINE void transpose(Pack<T, W> (&rows)[W]) {
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int round = 1; round < W; round *= 2) {
     Pack<T, W> next[W];
 #pragma GCC unroll 16
@@ -142,12 +142,11 @@ DISCLOSS_INLINE void transpose(Pack<T, W> (&rows)[W]) {
 // halves of each lane number are added where transpose would make rows of them.
 template <typename T, int W>
 DISCLOSS_INLINE Pack<T, W> sum_of_each(Pack<T, W> (&rows)[W]) {
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int half = W / 2; half > 0; half /= 2) {
 #pragma GCC unroll 16
     for (int i = 0; i < half; ++i) {
-      rows[i] = interleave_low(rows[i], rows[i + half]) +
-                interleave_high(rows[i], rows[i + half]);
+      rows[i] = interleave_low(rows[i], rows[i + half]) + interleave_high(rows[i], rows[i + half]);
     }
   }
   return rows[0];
@@ -155,7 +154,7 @@ DISCLOSS_INLINE Pack<T, W> sum_of_each(Pack<T, W> (&rows)[W]) {
 
 template <typename T, int W>
 DISCLOSS_INLINE T sum_of_lanes(Pack<T, W> pack) {
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int half = W / 2; half > 0; half /= 2) {
     pack = interleave_low(pack, pack) + interleave_high(pack, pack);
   }

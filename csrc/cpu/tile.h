@@ -76,8 +76,7 @@ DISCLOSS_INLINE void add_to(double* table, Pack<T, W> pack) {
 #pragma GCC unroll 2
   for (int part = 0; part < W / kPart; ++part) {
     double* to = table + part * kPart;
-    const auto addend = Doubles::of(
-        __builtin_convertvector(parts[part], typename Doubles::Vector));
+    const auto addend = Doubles::of(__builtin_convertvector(parts[part], typename Doubles::Vector));
     store(to, load<kPart>(static_cast<const double*>(to)) + addend);
   }
 }
@@ -106,8 +105,8 @@ DISCLOSS_INLINE double sum_over_run(const accscalar_t* values, Run run) {
 
 // The hinge of W pixels from the sums of their norms.
 template <int kNorm, typename accscalar_t, int W>
-DISCLOSS_INLINE void store_hinges(Tile<accscalar_t> tile, int64_t pixel,
-                                  Pack<accscalar_t, W> sums, Margin<accscalar_t> margin) {
+DISCLOSS_INLINE void store_hinges(Tile<accscalar_t> tile, int64_t pixel, Pack<accscalar_t, W> sums,
+                                  Margin<accscalar_t> margin) {
   using P = Pack<accscalar_t, W>;
   const P norm = Norm<kNorm>::finish(sums);
   const P h = hinge(P(margin.sign) * (norm - P(margin.delta)));

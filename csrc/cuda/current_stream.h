@@ -8,8 +8,8 @@
 
 namespace discloss::cuda {
 
-// Through c10's device-independent interface: no CUDA header of torch, hence no CUDA build of torch,
-// is needed to compile.
+// Through c10's device-independent interface: no CUDA header of torch, hence no CUDA build of
+// torch, is needed to compile.
 inline cudaStream_t current_stream(const at::Device& device) {
   const c10::impl::VirtualGuardImpl guard(device.type());
   return static_cast<cudaStream_t>(guard.getStream(device).native_handle());

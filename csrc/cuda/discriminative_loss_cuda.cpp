@@ -1,13 +1,12 @@
 // The ops for CUDA tensors: checks, allocation, the call of a launcher. No device code, and only
 // core headers of torch, so that it compiles against any build of it.
-#include "../discriminative_loss.h"
-
 #include <ATen/ops/empty.h>
 #include <ATen/ops/max.h>
 #include <c10/core/DeviceGuard.h>
 #include <torch/library.h>
 
 #include "../check.h"
+#include "../discriminative_loss.h"
 #include "../layout.h"
 #include "current_stream.h"
 #include "launch.h"
@@ -66,9 +65,12 @@ std::optional<at::Tensor> contiguous(const std::optional<at::Tensor>& tensor) {
 
 Batch batch_of(const EmbeddingView& view, const at::Tensor& labels,
                const std::optional<at::Tensor>& offsets, int64_t max_instances, int64_t norm) {
-  return {images_of(labels, offsets), labels.numel(),
-          view.tensor.size(1),        max_instances,
-          view.strides,               scalar_type(view.tensor.scalar_type()),
+  return {images_of(labels, offsets),
+          labels.numel(),
+          view.tensor.size(1),
+          max_instances,
+          view.strides,
+          scalar_type(view.tensor.scalar_type()),
           static_cast<int>(norm)};
 }
 
@@ -96,8 +98,8 @@ ForwardTuple forward(const at::Tensor& embeddings, const at::Tensor& labels,
   const auto bounds = contiguous(offsets);
   check_offsets_on_device(bounds, labels.numel(), stream);
   const Batch batch = batch_of(view, ids, bounds, max_instances, norm);
-  const ForwardResult r = ForwardResult::allocate(embeddings, labels, batch.images.count,
-                                                  max_instances);
+  const ForwardResult r =
+      ForwardResult::allocate(embeddings, labels, batch.images.count, max_instances);
   const ForwardArguments arguments = {batch,
                                       view.tensor.const_data_ptr(),
                                       {ids.const_data_ptr(), label_type(ids.scalar_type())},
@@ -137,10 +139,10 @@ at::Tensor backward(const std::optional<at::Tensor>& grad_loss,
                     const std::optional<at::Tensor>& grad_distance,
                     const std::optional<at::Tensor>& grad_regularization,
                     const at::Tensor& embeddings, const std::optional<at::Tensor>& offsets,
-                    const at::Tensor& slots, const at::Tensor& instances,
-                    const at::Tensor& counts, const at::Tensor& means, const at::Tensor& pull,
-                    const at::Tensor& push, double delta_var, double /*delta_dist*/, double alpha,
-                    double beta, double gamma, int64_t norm) {
+                    const at::Tensor& slots, const at::Tensor& instances, const at::Tensor& counts,
+                    const at::Tensor& means, const at::Tensor& pull, const at::Tensor& push,
+                    double delta_var, double /*delta_dist*/, double alpha, double beta,
+                    double gamma, int64_t norm) {
   check_backward({&grad_loss, &grad_variance, &grad_distance, &grad_regularization}, embeddings,
                  slots, instances, counts, means, pull, push);
   const c10::DeviceGuard guard(embeddings.device());

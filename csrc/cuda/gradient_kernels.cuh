@@ -28,10 +28,9 @@ struct Upstreams {
 
 template <typename accscalar_t>
 __device__ __forceinline__ double upstream_of(const Upstream& upstream, int64_t image) {
-  return upstream.data == nullptr
-             ? 0.0
-             : static_cast<double>(
-                   static_cast<const accscalar_t*>(upstream.data)[image * upstream.stride]);
+  return upstream.data == nullptr ? 0.0
+                                  : static_cast<double>(static_cast<const accscalar_t*>(
+                                        upstream.data)[image * upstream.stride]);
 }
 
 // The weights of an image's terms in the sum that is differentiated.
@@ -105,8 +104,8 @@ __global__ void __launch_bounds__(256, 3)
                     Global<const scalar_t*> embeddings, const int32_t* slots,
                     const typename Accumulate<scalar_t>::type* means,
                     const typename Accumulate<scalar_t>::type* factors,
-                    const typename Accumulate<scalar_t>::type* shared_gradients,
-                    double delta_var, Global<scalar_t*> gradient) {
+                    const typename Accumulate<scalar_t>::type* shared_gradients, double delta_var,
+                    Global<scalar_t*> gradient) {
   using accscalar_t = typename Accumulate<scalar_t>::type;
   DISCLOSS_DYNAMIC_SHARED(raw);
   const int pitch = plan.tile.pitch;
@@ -161,9 +160,8 @@ __global__ void __launch_bounds__(256, 3)
         }
       }
       __syncthreads();  // the tile holds the gradient
-      store_tile<scalar_t>(tile, pitch,
-                           tile_source(gradient, images, range.image, first_pixel, pixels, c,
-                                       rows));
+      store_tile<scalar_t>(
+          tile, pitch, tile_source(gradient, images, range.image, first_pixel, pixels, c, rows));
       __syncthreads();  // it has been stored: the next tile may be loaded
     }
   }

@@ -17,21 +17,21 @@ namespace discloss::cuda {
 
 using Key = unsigned long long;
 
-constexpr Key kEmptyKey = ~Key{0};       // what memset(0xFF) leaves; also the id -1, see entry_of()
-constexpr int32_t kIgnoredSlot = -2;     // of an ignored id
-constexpr int32_t kIgnoredPixel = -1;    // slot of an ignored pixel
-constexpr int kIgnoredPerLaunch = 256;   // ids passed by value: 2 KB of 4 KB of kernel arguments
+constexpr Key kEmptyKey = ~Key{0};      // what memset(0xFF) leaves; also the id -1, see entry_of()
+constexpr int32_t kIgnoredSlot = -2;    // of an ignored id
+constexpr int32_t kIgnoredPixel = -1;   // slot of an ignored pixel
+constexpr int kIgnoredPerLaunch = 256;  // ids passed by value: 2 KB of 4 KB of kernel arguments
 constexpr int64_t kMinTableEntries = 32;
 
 // Open addressing, one table an image, at most half full. Set to 0xFF before phase 1.
 struct IdTable {
-  int64_t capacity;   // C, a power of two
-  int64_t limit;      // M, the length of the list
-  Key* keys;          // [B, C + 1]
-  int32_t* slots;     // [B, C + 1]
-  int32_t* last;      // [B] index of the last listed id, -1 if none
-  int64_t* ids;       // [B, M] in order of arrival
-  int32_t* entries;   // [B, M] the table entry of each
+  int64_t capacity;  // C, a power of two
+  int64_t limit;     // M, the length of the list
+  Key* keys;         // [B, C + 1]
+  int32_t* slots;    // [B, C + 1]
+  int32_t* last;     // [B] index of the last listed id, -1 if none
+  int64_t* ids;      // [B, M] in order of arrival
+  int32_t* entries;  // [B, M] the table entry of each
 };
 
 struct IgnoredIds {
@@ -113,7 +113,9 @@ __global__ void insert_ignored_kernel(IdTable table, int64_t images, IgnoredIds 
     for (int i = threadIdx.x; i < ignored.count; i += blockDim.x) {
       bool inserted;
       const int64_t entry = insert(table, b, ignored.ids[i], &inserted);
-      table.slots[b * (table.capacity + 1) + entry] = kIgnoredSlot;
+      if (inserted) {  // an id may be listed twice
+        table.slots[b * (table.capacity + 1) + entry] = kIgnoredSlot;
+      }
     }
   }
 }
@@ -137,8 +139,8 @@ __device__ inline void enlist(const IdTable& table, int64_t image, int64_t id, b
   }
 }
 
-// Phase 2. blocks_per_image blocks share an image; a warp reads 32 neighbouring labels, and of a run
-// of equal ones only the first goes to the table.
+// Phase 2. blocks_per_image blocks share an image; a warp reads 32 neighbouring labels, and of a
+// run of equal ones only the first goes to the table.
 __global__ void insert_ids_kernel(IdTable table, Images images, Labels labels,
                                   int64_t blocks_per_image, bool must_fit) {
   const int64_t image = blockIdx.x / blocks_per_image;

@@ -1,11 +1,10 @@
 // Grid choice, workspace layout and pass order: everything between the binding and the kernels.
-#include "launch.h"
-
 #include <algorithm>
 #include <utility>
 
 #include "gradient_kernels.cuh"
 #include "ids_kernels.cuh"
+#include "launch.h"
 #include "means_kernels.cuh"
 #include "offsets_kernels.cuh"
 #include "portability.cuh"
@@ -18,7 +17,7 @@ namespace discloss::cuda {
 namespace {
 
 constexpr int kTileThreads = 256;
-constexpr int kRowThreads = 128;           // of kernels that own an instance or an image
+constexpr int kRowThreads = 128;  // of kernels that own an instance or an image
 constexpr int kMaxTilePixels = 512;
 constexpr int kMaxTileChannels = 64;
 constexpr int kMaxGroups = 8;
@@ -28,10 +27,10 @@ constexpr int kBlocksPerMultiprocessor = 4;
 constexpr int64_t kMinPartialBytes = 1 << 20;
 constexpr size_t kAlignment = 256;
 
-#define DISCLOSS_RETURN_IF_ERROR(expression)   \
-  do {                                         \
-    const cudaError_t error_ = (expression);   \
-    if (error_ != cudaSuccess) return error_;  \
+#define DISCLOSS_RETURN_IF_ERROR(expression)  \
+  do {                                        \
+    const cudaError_t error_ = (expression);  \
+    if (error_ != cudaSuccess) return error_; \
   } while (false)
 
 // --- device, launches, workspace -----------------------------------------------------------------
@@ -58,10 +57,9 @@ cudaError_t launch(void (*kernel)(Parameters...), int64_t blocks, int threads, s
     return cudaSuccess;
   }
   if (shared_bytes > 48 * 1024) {
-    DISCLOSS_RETURN_IF_ERROR(
-        cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                             cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             static_cast<int>(shared_bytes)));
+    DISCLOSS_RETURN_IF_ERROR(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                                  cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                  static_cast<int>(shared_bytes)));
   }
   if (blocks > INT32_MAX) {
     return cudaErrorInvalidConfiguration;
@@ -74,9 +72,7 @@ cudaError_t launch(void (*kernel)(Parameters...), int64_t blocks, int threads, s
   return cudaLaunchKernelEx(&config, kernel, std::forward<Given>(arguments)...);
 }
 
-int64_t ceil_div(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Hands out aligned pieces of a workspace; with a null base it only measures.
 class Workspace {
@@ -89,9 +85,7 @@ class Workspace {
     bytes_ += (static_cast<size_t>(count) * sizeof(T) + kAlignment - 1) / kAlignment * kAlignment;
     return piece;
   }
-  size_t bytes() const {
-    return bytes_;
-  }
+  size_t bytes() const { return bytes_; }
 
  private:
   unsigned char* base_;
@@ -138,9 +132,8 @@ TileShape plan_tile(int64_t channels, int extra_rows) {
 int64_t plan_blocks_per_image(const Device& device, const Batch& batch, const TileShape& tile) {
   const int64_t wanted = ceil_div(device.multiprocessors * kBlocksPerMultiprocessor,
                                   std::max<int64_t>(batch.images.count, 1));
-  const int64_t tiles = batch.images.offsets == nullptr
-                            ? ceil_div(batch.images.pixels, tile.pixels)
-                            : ceil_div(batch.pixels, tile.pixels);
+  const int64_t tiles = batch.images.offsets == nullptr ? ceil_div(batch.images.pixels, tile.pixels)
+                                                        : ceil_div(batch.pixels, tile.pixels);
   return std::clamp<int64_t>(wanted, 1, std::max<int64_t>(tiles, 1));
 }
 
@@ -152,7 +145,8 @@ SumPlan plan_sums(const Device& device, const Batch& batch) {
   const int64_t row_bytes = batch.max_instances * (batch.channels + 1) * sizeof(double);
   const int64_t room =
       device.shared_bytes - static_cast<int64_t>(sum_shared_bytes<accscalar_t>(plan.tile, 0));
-  const int64_t most_groups = std::min<int64_t>(kMaxGroups, kTileThreads / (plan.tile.channels + 1));
+  const int64_t most_groups =
+      std::min<int64_t>(kMaxGroups, kTileThreads / (plan.tile.channels + 1));
   plan.shared_accumulators = row_bytes <= room;
   plan.groups = 1;
   if (plan.shared_accumulators && row_bytes > 0) {
@@ -162,12 +156,11 @@ SumPlan plan_sums(const Device& device, const Batch& batch) {
   plan.shared_bytes = sum_shared_bytes<accscalar_t>(
       plan.tile, plan.shared_accumulators ? plan.groups * row_bytes / sizeof(double) : 0);
   // Partial rows beyond a quarter of the embedding would cost more than the blocks they serve gain.
-  const int64_t allowed = std::max<int64_t>(
-      kMinPartialBytes, batch.pixels * batch.channels * sizeof(scalar_t) / 4);
-  const int64_t affordable =
-      allowed / std::max<int64_t>(batch.images.count * row_bytes, 1);
-  plan.blocks_per_image = std::clamp<int64_t>(
-      affordable, 1, plan_blocks_per_image(device, batch, plan.tile));
+  const int64_t allowed =
+      std::max<int64_t>(kMinPartialBytes, batch.pixels * batch.channels * sizeof(scalar_t) / 4);
+  const int64_t affordable = allowed / std::max<int64_t>(batch.images.count * row_bytes, 1);
+  plan.blocks_per_image =
+      std::clamp<int64_t>(affordable, 1, plan_blocks_per_image(device, batch, plan.tile));
   return plan;
 }
 
@@ -177,9 +170,9 @@ GradientPlan plan_gradient(const Device& device, const Batch& batch) {
   GradientPlan plan = {};
   plan.tile = plan_tile<accscalar_t>(batch.channels, 1);
   plan.blocks_per_image = plan_blocks_per_image(device, batch, plan.tile);
-  plan.shared_bytes = (plan.tile.channels * plan.tile.pitch + plan.tile.pixels) *
-                          sizeof(accscalar_t) +
-                      plan.tile.pixels * sizeof(int32_t);
+  plan.shared_bytes =
+      (plan.tile.channels * plan.tile.pitch + plan.tile.pixels) * sizeof(accscalar_t) +
+      plan.tile.pixels * sizeof(int32_t);
   return plan;
 }
 
@@ -244,7 +237,7 @@ cudaError_t launch_insert(const IdTable& table, size_t clear_bytes, const Images
 struct ForwardWorkspace {
   IdTable table;
   size_t clear_bytes;
-  double* partial_rows;  // [B, blocks_per_image, M, D + 1]
+  double* partial_rows;   // [B, blocks_per_image, M, D + 1]
   double* variance_sums;  // [B, M]
   double* push_sums;      // [B, M]
   double* mean_norms;     // [B, M]
@@ -256,8 +249,7 @@ ForwardWorkspace carve_forward(const ForwardArguments& a, const SumPlan& plan, v
   ForwardWorkspace w = {};
   const int64_t images = a.batch.images.count, rows = images * a.batch.max_instances;
   w.table = take_table(workspace, images, a.batch.max_instances, a.ignore_count, &w.clear_bytes);
-  w.partial_rows =
-      workspace.take<double>(plan.blocks_per_image * rows * (a.batch.channels + 1));
+  w.partial_rows = workspace.take<double>(plan.blocks_per_image * rows * (a.batch.channels + 1));
   w.variance_sums = workspace.take<double>(rows);
   w.push_sums = workspace.take<double>(rows);
   w.mean_norms = workspace.take<double>(rows);
@@ -272,8 +264,7 @@ cudaError_t forward_passes(const ForwardArguments& a, const SumPlan& plan,
   const Batch& batch = a.batch;
   const int64_t images = batch.images.count, rows = images * batch.max_instances;
   const int64_t tile_blocks = images * plan.blocks_per_image;
-  const auto embeddings =
-      global(static_cast<const scalar_t*>(a.embeddings), batch.strides, batch);
+  const auto embeddings = global(static_cast<const scalar_t*>(a.embeddings), batch.strides, batch);
   const Partials partials = {w.partial_rows, plan.blocks_per_image, batch.max_instances,
                              batch.channels + 1};
   auto* means = static_cast<accscalar_t*>(a.means);
@@ -287,11 +278,11 @@ cudaError_t forward_passes(const ForwardArguments& a, const SumPlan& plan,
                                   a.labels, w.table, embeddings, a.slots, partials));
   DISCLOSS_RETURN_IF_ERROR(launch(reduce_means_kernel<accscalar_t>, rows, kRowThreads, kScratch,
                                   stream, partials, a.counts, means));
-  DISCLOSS_RETURN_IF_ERROR(
-      launch(push_kernel<accscalar_t, kNorm>, rows, kRowThreads,
-             kScratch + kRowThreads * sizeof(accscalar_t), stream, batch.max_instances,
-             batch.channels, a.instances, means, a.delta_dist, static_cast<accscalar_t*>(a.push),
-             w.push_sums, w.mean_norms));
+  DISCLOSS_RETURN_IF_ERROR(launch(push_kernel<accscalar_t, kNorm>, rows, kRowThreads,
+                                  kScratch + kRowThreads * sizeof(accscalar_t), stream,
+                                  batch.max_instances, batch.channels, a.instances, means,
+                                  a.delta_dist, static_cast<accscalar_t*>(a.push), w.push_sums,
+                                  w.mean_norms));
   DISCLOSS_RETURN_IF_ERROR(launch(sum_pull_kernel<scalar_t, kNorm>, tile_blocks, kTileThreads,
                                   plan.shared_bytes, stream, plan, batch.images, batch.channels,
                                   embeddings, a.slots, means, a.delta_var, partials));
@@ -302,8 +293,7 @@ cudaError_t forward_passes(const ForwardArguments& a, const SumPlan& plan,
   return launch(finish_kernel<accscalar_t>, images, kRowThreads, kScratch, stream, sums,
                 batch.max_instances, a.instances, a.alpha, a.beta, a.gamma,
                 static_cast<accscalar_t*>(a.loss), static_cast<accscalar_t*>(a.variance),
-                static_cast<accscalar_t*>(a.distance),
-                static_cast<accscalar_t*>(a.regularization));
+                static_cast<accscalar_t*>(a.distance), static_cast<accscalar_t*>(a.regularization));
 }
 
 // --- backward ------------------------------------------------------------------------------------
@@ -343,13 +333,11 @@ cudaError_t backward_passes(const BackwardArguments& a, const GradientPlan& plan
   auto* shared_gradients = static_cast<accscalar_t*>(w.shared_gradients);
   const Weights weights = {a.alpha, a.beta, a.gamma};
   const Upstreams upstreams = {a.loss, a.variance, a.distance, a.regularization};
-  DISCLOSS_RETURN_IF_ERROR(launch(instance_gradients_kernel<accscalar_t, kNorm>,
-                                  ceil_div(rows * 32, kRowThreads), kRowThreads, 0, stream,
-                                  instances, images, weights, upstreams, factors,
-                                  shared_gradients));
+  DISCLOSS_RETURN_IF_ERROR(launch(
+      instance_gradients_kernel<accscalar_t, kNorm>, ceil_div(rows * 32, kRowThreads), kRowThreads,
+      0, stream, instances, images, weights, upstreams, factors, shared_gradients));
   return launch(gradient_kernel<scalar_t, kNorm>, images * plan.blocks_per_image, kTileThreads,
-                plan.shared_bytes, stream, plan, batch.images, batch.channels,
-                batch.max_instances,
+                plan.shared_bytes, stream, plan, batch.images, batch.channels, batch.max_instances,
                 global(static_cast<const scalar_t*>(a.embeddings), batch.strides, batch), a.slots,
                 instances.means, factors, shared_gradients, a.delta_var,
                 global(static_cast<scalar_t*>(a.gradient), a.gradient_strides, batch));
@@ -410,8 +398,7 @@ namespace {
 
 IdTable carve_count(const CountArguments& a, void* base, size_t* clear_bytes, size_t* bytes) {
   Workspace workspace(base);
-  const IdTable table =
-      take_table(workspace, a.images.count, a.limit, a.ignore_count, clear_bytes);
+  const IdTable table = take_table(workspace, a.images.count, a.limit, a.ignore_count, clear_bytes);
   *bytes = workspace.bytes();
   return table;
 }

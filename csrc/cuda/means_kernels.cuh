@@ -17,8 +17,8 @@ __global__ void __launch_bounds__(256, 3)
                       Global<const scalar_t*> embeddings, int32_t* slots, Partials partials) {
   using accscalar_t = typename Accumulate<scalar_t>::type;
   DISCLOSS_DYNAMIC_SHARED(raw);
-  const auto shared = carve_sum_shared<accscalar_t>(raw, plan, partials.max_instances,
-                                                    partials.columns);
+  const auto shared =
+      carve_sum_shared<accscalar_t>(raw, plan, partials.max_instances, partials.columns);
   const TileRange range = tile_range(images, plan.blocks_per_image, plan.tile.pixels);
   double* accumulators = clear_accumulators(shared.accumulators, plan, partials, range);
   const int64_t begin = images.begin(range.image);

@@ -14,8 +14,8 @@
 #define DISCLOSS_DYNAMIC_SHARED(name) unsigned char* name = ::emulator::dynamic_shared()
 #else
 // The only way to dynamic shared memory; 16 bytes is the widest access.
-#define DISCLOSS_DYNAMIC_SHARED(name)                                  \
-  extern __shared__ __align__(16) unsigned char discloss_shared_[];    \
+#define DISCLOSS_DYNAMIC_SHARED(name)                               \
+  extern __shared__ __align__(16) unsigned char discloss_shared_[]; \
   unsigned char* name = discloss_shared_
 #endif
 

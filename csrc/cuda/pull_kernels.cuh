@@ -48,8 +48,8 @@ __global__ void __launch_bounds__(256, 3)
                     Partials partials) {
   using accscalar_t = typename Accumulate<scalar_t>::type;
   DISCLOSS_DYNAMIC_SHARED(raw);
-  const auto shared = carve_sum_shared<accscalar_t>(raw, plan, partials.max_instances,
-                                                    partials.columns);
+  const auto shared =
+      carve_sum_shared<accscalar_t>(raw, plan, partials.max_instances, partials.columns);
   const TileRange range = tile_range(images, plan.blocks_per_image, plan.tile.pixels);
   double* accumulators = clear_accumulators(shared.accumulators, plan, partials, range);
   const int pitch = plan.tile.pitch;
@@ -81,9 +81,8 @@ __global__ void __launch_bounds__(256, 3)
         static_cast<int>(channels - (channels - 1) / plan.tile.channels * plan.tile.channels);
     for (int i = threadIdx.x; i < pixels; i += blockDim.x) {
       const accscalar_t norm = Norm<kNorm>::finish(norms[i]);
-      const accscalar_t h = shared.slots[i] < 0
-                                ? accscalar_t(0)
-                                : hinge(norm - static_cast<accscalar_t>(delta_var));
+      const accscalar_t h =
+          shared.slots[i] < 0 ? accscalar_t(0) : hinge(norm - static_cast<accscalar_t>(delta_var));
       norms[i] = Norm<kNorm>::scale(h, norm);
       shared.tile[last_rows * pitch + i] = h * h;
       open |= h != accscalar_t(0);
@@ -110,8 +109,8 @@ __global__ void __launch_bounds__(256, 3)
         }
       }
       __syncthreads();  // the rows hold h_i d|v_i|
-      add_tile(shared.tile, pitch, shared.slots, pixels, rows + last, c, plan.groups,
-               accumulators, partials.max_instances, partials.columns);
+      add_tile(shared.tile, pitch, shared.slots, pixels, rows + last, c, plan.groups, accumulators,
+               partials.max_instances, partials.columns);
       __syncthreads();  // the tile has been read: the next may be loaded
     }
   }
@@ -136,9 +135,8 @@ __global__ void __launch_bounds__(128, 4)
   }
   accscalar_t* row = pull + blockIdx.x * (partials.columns - 1);
   reduce_columns(partials, image, slot, scratch, [&](int64_t channel, double sum) {
-    row[channel] = count > 0
-                       ? static_cast<accscalar_t>(pull_factor(instances[image], count) * sum)
-                       : accscalar_t(0);
+    row[channel] = count > 0 ? static_cast<accscalar_t>(pull_factor(instances[image], count) * sum)
+                             : accscalar_t(0);
   });
 }
 

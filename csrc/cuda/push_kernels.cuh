@@ -14,15 +14,16 @@ namespace discloss::cuda {
 // A block owns instance (b, k) and walks over all others, blockDim.x at a time: one thread a pair
 // for the distances, then one thread a channel for the derivative. Every pair is visited from both
 // ends, so that no two blocks write one address.
-//   push [B, M, D] = dL_dist/dmu_k    push_sums [B, M] = sum_b hinge^2    mean_norms [B, M] = |mu_k|
+//   push [B, M, D] = dL_dist/dmu_k    push_sums [B, M] = sum_b hinge^2    mean_norms [B, M] =
+//   |mu_k|
 template <typename accscalar_t, int kNorm>
 __global__ void __launch_bounds__(128, 4)
     push_kernel(int64_t max_instances, int64_t channels, const int64_t* instances,
                 const accscalar_t* means, double delta_dist, accscalar_t* push, double* push_sums,
                 double* mean_norms) {
   DISCLOSS_DYNAMIC_SHARED(raw);
-  auto* scratch = reinterpret_cast<double*>(raw);                          // [blockDim.x]
-  auto* weights = reinterpret_cast<accscalar_t*>(scratch + blockDim.x);    // [blockDim.x]
+  auto* scratch = reinterpret_cast<double*>(raw);                        // [blockDim.x]
+  auto* weights = reinterpret_cast<accscalar_t*>(scratch + blockDim.x);  // [blockDim.x]
   const int64_t image = blockIdx.x / max_instances, k = blockIdx.x % max_instances;
   const int64_t count = instances[image];
   const accscalar_t* image_means = means + image * max_instances * channels;
@@ -55,8 +56,7 @@ __global__ void __launch_bounds__(128, 4)
         for (int j = 0; j < static_cast<int>(blockDim.x); ++j) {
           if (weights[j] != accscalar_t(0)) {
             const accscalar_t v = mean[d] - image_means[(first + j) * channels + d];
-            sum += static_cast<double>(weights[j]) *
-                   static_cast<double>(Norm<kNorm>::direction(v));
+            sum += static_cast<double>(weights[j]) * static_cast<double>(Norm<kNorm>::direction(v));
           }
         }
         gradient[d] += static_cast<accscalar_t>(factor * sum);
@@ -100,8 +100,7 @@ __global__ void __launch_bounds__(128, 4)
   auto* scratch = reinterpret_cast<double*>(raw);
   const int64_t image = blockIdx.x, first = image * max_instances, count = instances[image];
   const double pulled = sum_values(sums.variance + first, count, scratch);
-  const double pushed =
-      distance_factor(count) * sum_values(sums.push + first, count, scratch);
+  const double pushed = distance_factor(count) * sum_values(sums.push + first, count, scratch);
   const double norms = sum_values(sums.norms + first, count, scratch);
   if (threadIdx.x == 0) {
     const double regularized = count > 0 ? norms / static_cast<double>(count) : 0.0;

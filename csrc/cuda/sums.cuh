@@ -53,8 +53,7 @@ struct SumShared {
 template <typename accscalar_t>
 __host__ __device__ inline size_t sum_shared_bytes(const TileShape& tile, int64_t accumulators) {
   return accumulators * sizeof(double) +
-         (static_cast<size_t>(tile.channels + 1) * tile.pitch + tile.pixels) *
-             sizeof(accscalar_t) +
+         (static_cast<size_t>(tile.channels + 1) * tile.pitch + tile.pixels) * sizeof(accscalar_t) +
          tile.pixels * sizeof(int32_t);
 }
 

@@ -46,9 +46,9 @@ __device__ __forceinline__ TileSource<pointer_t> tile_source(const Global<pointe
                                                              int64_t first_pixel, int pixels,
                                                              int64_t first_channel, int channels) {
   const Strides& s = global.strides;
-  return {global.data + images.embedding(image, s) + first_pixel * s.pixel +
-              first_channel * s.channel,
-          s, global.vectorized, channels, pixels};
+  return {
+      global.data + images.embedding(image, s) + first_pixel * s.pixel + first_channel * s.channel,
+      s, global.vectorized, channels, pixels};
 }
 
 // Calls visit(channel, pixel, count) for pieces that cover the source, `count` elements adjacent in
