@@ -19,13 +19,17 @@ endif
 # benchmarks/ and tests/ see the package in place.
 export PYTHONPATH = $(CURDIR)
 
-.PHONY: test bench build lint format clean
+.PHONY: test bench build mutants lint format clean
 
 test: build
 	$(python) -m pytest $(PYTEST_FLAGS)
 
 bench: build
 	$(python) benchmarks/bench_loss.py --quick
+
+# Shows that the tests notice seeded bugs; takes about half an hour.
+mutants: build
+	$(python) tests/mutants/run.py
 
 build: $(environment)
 	$(python) setup.py build_ext --inplace
