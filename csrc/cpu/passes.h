@@ -30,8 +30,7 @@ DISCLOSS_INLINE void for_each_tile(const Pixels<scalar_t>& pixels,
   const int64_t step = tile_pixels(pixels.channels);
   for (int64_t begin = 0; begin < pixels.count; begin += step) {
     const int64_t count = pixels.count - begin < step ? pixels.count - begin : step;
-    const int64_t run_count =
-        pixels.pixel_stride == 1 ? find_runs(pixels.slots + begin, count, scratch.runs) : 0;
+    const int64_t run_count = find_runs(pixels.slots + begin, count, scratch.runs);
     const Tile<accumulate_t<scalar_t>> tile = {scratch.values,
                                                scratch.scales,
                                                scratch.squares,
@@ -49,6 +48,17 @@ DISCLOSS_INLINE void for_each_tile(const Pixels<scalar_t>& pixels,
 template <typename T>
 DISCLOSS_INLINE bool has_long_runs(Tile<T> tile, int64_t long_run) {
   return tile.run_count * long_run <= tile.pixels;
+}
+
+// Calls body(rows) with the pixels of a tile, pixel-major: as they lie in memory, or transposed.
+template <typename ByPixel, typename scalar_t, typename T, typename Body>
+DISCLOSS_INLINE void with_rows(Pixels<scalar_t> pixels, Tile<T> tile, const Body& body) {
+  if (pixels.pixel_stride != 1) {
+    body(ByPixel::rows_of_memory(pixels));
+  } else {
+    ByPixel::load_transposed(pixels, tile);
+    body(ByPixel::rows_of_tile(tile));
+  }
 }
 
 // Calls body(run) for the runs that are not ignored.
@@ -69,15 +79,16 @@ void add_sums(const Pixels<scalar_t>& pixels, const Scratch<accumulate_t<scalar_
   using ByChannel = ChannelMajor<scalar_t, kNorm>;
   using ByPixel = PixelMajor<scalar_t, kNorm, W>;
   for_each_tile(pixels, scratch, [&](auto part, auto tile, int64_t) {
+    for_each_run(tile, [&](Run run) { counts[run.slot] += run.end - run.begin; });
     if (part.pixel_stride == 1 && has_long_runs(tile, kLongRun)) {
       ByChannel::load_tile(part, tile);
-      for_each_run(tile, [&](Run run) {
-        counts[run.slot] += run.end - run.begin;
-        ByChannel::add_sums(tile, run, sums + run.slot * tile.padded);
-      });
+      for_each_run(tile,
+                   [&](Run run) { ByChannel::add_sums(tile, run, sums + run.slot * tile.padded); });
     } else {
-      ByPixel::with_rows(part, tile,
-                         [&](auto rows) { ByPixel::add_sums(rows, tile, counts, sums); });
+      with_rows<ByPixel>(part, tile, [&](auto rows) {
+        for_each_run(tile,
+                     [&](Run run) { ByPixel::add_sums(rows, run, sums + run.slot * tile.padded); });
+      });
     }
   });
 }
@@ -108,12 +119,34 @@ void add_pull(const Pixels<scalar_t>& pixels, const Scratch<accumulate_t<scalar_
         }
       });
     } else {
-      ByPixel::with_rows(part, tile, [&](auto rows) {
+      with_rows<ByPixel>(part, tile, [&](auto rows) {
         ByPixel::find_hinges(rows, tile, means, margin);
-        ByPixel::add_pull(rows, tile, means, squares, pull);
+        for_each_run(tile, [&](Run run) {
+          const int64_t table = run.slot * tile.padded;
+          if (add_squares(tile, run, squares)) {
+            ByPixel::add_pull(rows, tile, run, means + table, pull + table);
+          }
+        });
       });
     }
   });
+}
+
+// The gradient of a tile, pixel-major.
+template <typename ByPixel, typename RowsT, typename T, typename result_t>
+DISCLOSS_INLINE void write_rows(RowsT rows, Tile<T> tile, GradientTables<T> tables,
+                                Margin<T> margin, result_t* gradient, int64_t pitch) {
+  ByPixel::find_hinges(rows, tile, tables.means, margin);
+  for (int64_t r = 0; r < tile.run_count; ++r) {
+    const Run run = tile.runs[r];
+    if (run.slot < 0) {
+      ByPixel::clear(run, rows.channels, gradient, pitch);
+    } else {
+      const int64_t table = run.slot * tile.padded;
+      ByPixel::write_gradient(rows, tile, run, tables.means + table, tables.shared + table,
+                              tables.factors[run.slot], gradient, pitch);
+    }
+  }
 }
 
 // Pass 3.
@@ -137,13 +170,12 @@ void write_gradient(const Pixels<scalar_t>& pixels,
       ByChannel::store_tile(tile, out);
       return;
     }
-    ByPixel::with_rows(part, tile, [&](auto rows) {
-      ByPixel::find_hinges(rows, tile, tables.means, margin);
+    with_rows<ByPixel>(part, tile, [&](auto rows) {
       if (to_channels) {
-        ByPixel::write_gradient(rows, tile, tables, tile.values, tile.padded);
+        write_rows<ByPixel>(rows, tile, tables, margin, tile.values, tile.padded);
         ByPixel::store_transposed(tile, out);
       } else {
-        ByPixel::write_gradient(rows, tile, tables, out.gradient, out.pixel_stride);
+        write_rows<ByPixel>(rows, tile, tables, margin, out.gradient, out.pixel_stride);
       }
     });
   });

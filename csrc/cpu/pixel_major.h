@@ -6,8 +6,8 @@
 
 namespace discloss::cpu::DISCLOSS_CPU_TARGET {
 
-// Rows of `channels` elements, one for each pixel. kWhole: they are whole vectors.
-template <typename value_t, bool kWhole>
+// Rows of `channels` elements, one for each pixel.
+template <typename value_t>
 struct Rows {
   const value_t* data;
   int64_t pitch;
@@ -19,7 +19,7 @@ struct Rows {
   DISCLOSS_INLINE auto load(int64_t pixel, int64_t first) const {
     using P = Pack<accumulate_t<value_t>, W>;
     const value_t* from = data + pixel * pitch + first;
-    if (kWhole || first + W <= channels) {
+    if (first + W <= channels) {
       return DISCLOSS_CPU_TARGET::load<W>(from);
     }
     return select(first_lanes<P>(channels - first), load_before<W>(from, end),
@@ -38,19 +38,11 @@ struct PixelMajor {
   static DISCLOSS_INLINE accscalar_t* row(TileT tile, int64_t i) {
     return tile.values + i * tile.padded;
   }
-
-  // Calls body(rows) with the pixels as they lie in memory, or transposed in the tile.
-  template <typename Body>
-  static DISCLOSS_INLINE void with_rows(Pixels<scalar_t> pixels, TileT tile, const Body& body) {
-    if (pixels.pixel_stride == 1) {
-      load_transposed(pixels, tile);
-      body(Rows<accscalar_t, true>{tile.values, tile.padded, tile.channels, nullptr});
-    } else if (tile.channels % W == 0) {
-      body(Rows<scalar_t, true>{pixels.embeddings, pixels.pixel_stride, tile.channels, pixels.end});
-    } else {
-      body(
-          Rows<scalar_t, false>{pixels.embeddings, pixels.pixel_stride, tile.channels, pixels.end});
-    }
+  static DISCLOSS_INLINE Rows<accscalar_t> rows_of_tile(TileT tile) {
+    return {tile.values, tile.padded, (tile.channels + W - 1) / W * W, nullptr};
+  }
+  static DISCLOSS_INLINE Rows<scalar_t> rows_of_memory(Pixels<scalar_t> pixels) {
+    return {pixels.embeddings, pixels.pixel_stride, pixels.channels, pixels.end};
   }
 
   // Channels-first memory into the tile, W x W elements at a time; 0 behind the last channel.
@@ -77,62 +69,31 @@ struct PixelMajor {
     }
   }
 
-  // Calls group(slot, i, 4) for 4 neighbours in one slot and group(slot, i, 1) for any other pixel;
-  // not for ignored ones. Where runs are short their ends cannot be predicted, so none is looked
-  // for.
-  template <typename Group>
-  static DISCLOSS_INLINE void for_each_group(TileT tile, const Group& group) {
-    using Four = std::integral_constant<int, 4>;
-    using One = std::integral_constant<int, 1>;
-    const auto one = [&](int64_t i) __attribute__((always_inline)) {
-      if (tile.slots[i] >= 0) {
-        group(tile.slots[i], i, One{});
+  // sums += sum over the run of term(pixel, first), a vector of channels from `first`
+  template <typename Term>
+  static DISCLOSS_INLINE void add_over_run(Run run, int64_t channels, double* sums,
+                                           const Term& term) {
+    for (int64_t first = 0; first < channels; first += W) {
+      for (int64_t i = run.begin; i < run.end; i += kShortSum) {
+        P sum = term(i, first);
+        for (int64_t j = i + 1; j < run.end && j < i + kShortSum; ++j) {
+          sum = sum + term(j, first);
+        }
+        add_to(sums + first, sum);
       }
-    };
-    int64_t i = 0;
-    for (; i + 4 <= tile.pixels; i += 4) {
-      const int32_t* slots = tile.slots + i;
-      if (((slots[0] ^ slots[1]) | (slots[0] ^ slots[2]) | (slots[0] ^ slots[3])) != 0) {
-        one(i);
-        one(i + 1);
-        one(i + 2);
-        one(i + 3);
-      } else if (slots[0] >= 0) {
-        group(slots[0], i, Four{});
-      }
-    }
-    for (; i < tile.pixels; ++i) {
-      one(i);
     }
   }
 
-  // term(i) + ... + term(i + count - 1), count 4 or 1
-  template <typename Count, typename Term>
-  static DISCLOSS_INLINE auto sum_of(int64_t i, Count, const Term& term) {
-    if constexpr (Count::value == 4) {
-      return (term(i) + term(i + 1)) + (term(i + 2) + term(i + 3));
-    } else {
-      return term(i);
-    }
-  }
-
-  // counts [K] += N_k . sums [K, padded] += sum of x_i
-  template <typename RowsT>
-  static DISCLOSS_INLINE void add_sums(RowsT rows, TileT tile, int64_t* counts, double* sums) {
-    for_each_group(tile, [=](int64_t slot, int64_t i, auto count) __attribute__((always_inline)) {
-      counts[slot] += count;
-      for (int64_t first = 0; first < tile.channels; first += W) {
-        add_to(sums + slot * tile.padded + first,
-               sum_of(i, count, [=](int64_t pixel) __attribute__((always_inline)) {
-                 return rows.template load<W>(pixel, first);
-               }));
-      }
-    });
+  template <typename value_t>
+  static DISCLOSS_INLINE void add_sums(Rows<value_t> rows, Run run, double* sums) {
+    add_over_run(run, rows.channels, sums,
+                 [=](int64_t i, int64_t first)
+                     __attribute__((always_inline)) { return rows.template load<W>(i, first); });
   }
 
   // Scales and squares of all pixels; of ignored ones they mean nothing. means [K, padded]
-  template <typename RowsT>
-  static DISCLOSS_INLINE void find_hinges(RowsT rows, TileT tile, const accscalar_t* means,
+  template <typename value_t>
+  static DISCLOSS_INLINE void find_hinges(Rows<value_t> rows, TileT tile, const accscalar_t* means,
                                           Margin<accscalar_t> margin) {
     for (int64_t begin = 0; begin < tile.pixels; begin += W) {
       P sums[W];
@@ -152,49 +113,40 @@ struct PixelMajor {
     }
   }
 
-  // squares [K] += sum of h_i^2 . pull [K, padded] += sum of h_i d|v_i|. means [K, padded]
-  template <typename RowsT>
-  static DISCLOSS_INLINE void add_pull(RowsT rows, TileT tile, const accscalar_t* means,
-                                       double* squares, double* pull) {
-    for_each_group(tile, [=](int64_t slot, int64_t i, auto count) __attribute__((always_inline)) {
-      const auto scale = [=](int64_t pixel)
-                             __attribute__((always_inline)) { return tile.scales[pixel]; };
-      // All scales are 0 where every pixel is inside its margin: they have nothing to add.
-      if (sum_of(i, count, scale) == 0) {
-        return;
-      }
-      squares[slot] +=
-          static_cast<double>(sum_of(i, count, [=](int64_t pixel) __attribute__((always_inline)) {
-            return tile.squares[pixel];
-          }));
-      for (int64_t first = 0; first < tile.channels; first += W) {
-        const int64_t at = slot * tile.padded + first;
-        const P mean = DISCLOSS_CPU_TARGET::load<W>(means + at);
-        add_to(pull + at, sum_of(i, count, [=](int64_t pixel) __attribute__((always_inline)) {
-                 const P v = rows.template load<W>(pixel, first) - mean;
-                 return P(scale(pixel)) * Norm<kNorm>::direction(v);
-               }));
-      }
-    });
+  // pull [D] += sum over the run of h_i d|v_i|. mean [D]
+  template <typename value_t>
+  static DISCLOSS_INLINE void add_pull(Rows<value_t> rows, TileT tile, Run run,
+                                       const accscalar_t* mean, double* pull) {
+    add_over_run(
+        run, tile.channels, pull, [=](int64_t i, int64_t first) __attribute__((always_inline)) {
+          const P v = rows.template load<W>(i, first) - DISCLOSS_CPU_TARGET::load<W>(mean + first);
+          return P(tile.scales[i]) * Norm<kNorm>::direction(v);
+        });
   }
 
-  // gradient = factor h_i d|v_i| + shared, 0 where ignored
-  template <typename RowsT, typename result_t>
-  static DISCLOSS_INLINE void write_gradient(RowsT rows, TileT tile,
-                                             GradientTables<accscalar_t> tables, result_t* gradient,
+  // gradient = factor h_i d|v_i| + shared, of a run. mean, shared [padded]
+  template <typename value_t, typename result_t>
+  static DISCLOSS_INLINE void write_gradient(Rows<value_t> rows, TileT tile, Run run,
+                                             const accscalar_t* mean, const accscalar_t* shared,
+                                             accscalar_t factor, result_t* gradient,
                                              int64_t pitch) {
-    for (int64_t i = 0; i < tile.pixels; ++i) {
-      const int64_t slot = tile.slots[i];
-      for (int64_t first = 0; first < tile.channels; first += W) {
-        P value = zero();
-        if (slot >= 0) {
-          const int64_t at = slot * tile.padded + first;
-          const P v =
-              rows.template load<W>(i, first) - DISCLOSS_CPU_TARGET::load<W>(tables.means + at);
-          value = P(tables.factors[slot] * tile.scales[i]) * Norm<kNorm>::direction(v) +
-                  DISCLOSS_CPU_TARGET::load<W>(tables.shared + at);
-        }
-        store_first(gradient + i * pitch + first, value, tile.channels - first);
+    for (int64_t first = 0; first < rows.channels; first += W) {
+      const P mean_part = DISCLOSS_CPU_TARGET::load<W>(mean + first);
+      const P shared_part = DISCLOSS_CPU_TARGET::load<W>(shared + first);
+      for (int64_t i = run.begin; i < run.end; ++i) {
+        const P direction = Norm<kNorm>::direction(rows.template load<W>(i, first) - mean_part);
+        store_first(gradient + i * pitch + first,
+                    P(factor * tile.scales[i]) * direction + shared_part, rows.channels - first);
+      }
+    }
+  }
+
+  // The same of an ignored run.
+  template <typename result_t>
+  static DISCLOSS_INLINE void clear(Run run, int64_t channels, result_t* gradient, int64_t pitch) {
+    for (int64_t i = run.begin; i < run.end; ++i) {
+      for (int64_t first = 0; first < channels; first += W) {
+        store_first(gradient + i * pitch + first, zero(), channels - first);
       }
     }
   }
