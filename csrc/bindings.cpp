@@ -1,10 +1,20 @@
-// The ops' schemas and the Python module that carries them. Backends register themselves.
+// The ops' schemas, forward's gradient, and the Python module that carries them. Backends register
+// themselves.
 #include <pybind11/pybind11.h>
 #include <torch/version.h>
 
+#include "autograd.h"
 #include "schemas.h"
 
+namespace discloss {
+inline constexpr char kNamespace[] = "discloss_cuda";
+}
+
 TORCH_LIBRARY(discloss_cuda, library) { discloss::define_schemas(library); }
+
+TORCH_LIBRARY_IMPL(discloss_cuda, Autograd, library) {
+  library.impl("forward", TORCH_FN(discloss::Autograd<discloss::kNamespace>::kernel));
+}
 
 PYBIND11_MODULE(_C, module) {
   module.doc() = "Compiled ops of discloss_cuda; importing it registers torch.ops.discloss_cuda.";

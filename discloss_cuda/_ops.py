@@ -1,11 +1,11 @@
 """The compiled ops as PyTorch sees them: fake kernels, autograd, and which door a call takes.
 
-One op, one set of formulas, two doors. By default a call goes to the op itself, whose gradient is
-registered with the dispatcher: that is what ``torch.compile`` and ``torch.export`` can see. Under
-``torch.func`` it goes through :class:`DiscriminativeLossFunction`, which shares ``_save`` and
-``_backward`` with the registration. Where no registration reaches (second derivatives,
-forward-mode differentiation, ``torch.func`` inside ``torch.compile``) the differentiable
-reference computes the same numbers.
+One op, two doors. By default a call goes to the op itself, whose gradient is registered with the
+dispatcher (csrc/autograd.h): that is what ``torch.compile`` and ``torch.export`` can see. Under
+``torch.func``, which sees no registered gradient, it goes through
+:class:`DiscriminativeLossFunction`, which keeps the same results for the same backward op. Where
+neither reaches (second derivatives, forward-mode differentiation, ``torch.func`` inside
+``torch.compile``) the differentiable reference computes the same numbers.
 """
 
 from __future__ import annotations
@@ -50,28 +50,7 @@ class Parameters(NamedTuple):
     norm: int
 
 
-# --- gradient ------------------------------------------------------------------------------------
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    """Keep for backward what the forward op was given and found; nothing is recomputed."""
-    embeddings, _, offsets, _, *numbers, _ = inputs
-    for_backward = output[NUM_TERMS:]
-    ctx.mark_non_differentiable(*for_backward)
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(embeddings, offsets, *for_backward)
-    ctx.numbers = tuple(numbers)
-
-
-def _backward(backward_op: Callable[..., Tensor]) -> Callable[..., tuple[Tensor | None, ...]]:
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        of_terms = gradients[:NUM_TERMS]
-        if all(gradient is None for gradient in of_terms):
-            return (None,) * 11
-        gradient = backward_op(*of_terms, *ctx.saved_tensors, *ctx.numbers)
-        return (gradient, *(None,) * 10)
-
-    return backward
+# --- gradient of the gradient --------------------------------------------------------------------
 
 
 def _save_second(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -169,7 +148,7 @@ def _fake_batch_offsets(batch: Tensor, batch_size: int) -> Tensor:
 
 
 def bind(namespace: str) -> Ops:
-    """Give the ops of a namespace their fake kernels and gradients."""
+    """Give the ops of a namespace their fake kernels, and backward its gradient."""
     library = torch.library
     library.register_fake(f"{namespace}::forward", _fake_forward)
     library.register_fake(f"{namespace}::backward", _fake_backward)
@@ -177,7 +156,6 @@ def bind(namespace: str) -> Ops:
     library.register_fake(f"{namespace}::batch_offsets", _fake_batch_offsets)
     ops = getattr(torch.ops, namespace)
     backward = ops.backward.default
-    library.register_autograd(f"{namespace}::forward", _backward(backward), setup_context=_save)
     library.register_autograd(
         f"{namespace}::backward", _backward_second, setup_context=_save_second
     )
@@ -246,8 +224,24 @@ class DiscriminativeLossFunction(torch.autograd.Function):
         results: tuple[Tensor, ...] = _current.forward(*arguments)
         return results
 
-    setup_context = staticmethod(_save)
-    backward = staticmethod(_backward(_BackwardFunction.apply))
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        """Keep for backward what the forward op was given and found."""
+        embeddings, _, offsets, _, *numbers, _ = inputs
+        for_backward = output[NUM_TERMS:]
+        ctx.mark_non_differentiable(*for_backward)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(embeddings, offsets, *for_backward)
+        ctx.numbers = tuple(numbers)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Call the backward op, unless no term has a gradient."""
+        of_terms = gradients[:NUM_TERMS]
+        if all(gradient is None for gradient in of_terms):
+            return (None,) * 11
+        gradient = _BackwardFunction.apply(*of_terms, *ctx.saved_tensors, *ctx.numbers)  # type: ignore[no-untyped-call]
+        return (gradient, *(None,) * 10)
 
 
 def apply(

@@ -196,7 +196,10 @@ def _reduce(per_image: Tensor, reduction: str) -> Tensor:
     """``[B]`` to a scalar; the mean over no image is 0 (torch's own is NaN)."""
     if reduction == "none":
         return per_image
-    if reduction == "sum" or per_image.shape[0] == 0:
+    images = per_image.shape[0]
+    if images == 1:
+        return per_image.squeeze(0)  # no arithmetic, neither here nor in backward
+    if reduction == "sum" or images == 0:
         return per_image.sum()
     return per_image.mean()
 
@@ -238,18 +241,27 @@ def check_parameters(
     given = (delta_var, delta_dist, alpha, beta, gamma)
     names = ("delta_var", "delta_dist", "alpha", "beta", "gamma")
     for name, value in zip(names, given, strict=True):
-        if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        if not _is_real(value):
             raise TypeError(f"{name}: expected a number, got {_describe(value)}")
         if not -math.inf < value < math.inf:
             raise ValueError(f"{name}: expected a finite number, got {value}")
     for name, value in zip(names[:2], given[:2], strict=True):
         if value < 0:
             raise ValueError(f"{name}: expected a number >= 0, got {value}")
-    if not isinstance(norm, numbers.Real) or isinstance(norm, bool):
+    if not _is_real(norm):
         raise TypeError(f"norm: expected 1 or 2, got {_describe(norm)}")
     if norm not in (1, 2):
         raise ValueError(f"norm: expected 1 or 2, got {norm}")
-    return _ops.Parameters(*(float(value) for value in given), norm=int(norm))
+    return _ops.Parameters(
+        float(delta_var), float(delta_dist), float(alpha), float(beta), float(gamma), int(norm)
+    )
+
+
+def _is_real(value: object) -> bool:
+    # The types that nearly all calls bring come first: an abstract class is slow to ask.
+    if type(value) in (float, int):
+        return True
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def check_ignore_label(ignore_label: Any) -> list[int]:
@@ -278,7 +290,9 @@ def check_max_instances(max_instances: int | None) -> int | None:
 
 
 def _check_size(name: str, size: int) -> int:
-    if isinstance(size, bool) or not isinstance(size, numbers.Integral | torch.SymInt):
+    if type(size) is not int and (
+        isinstance(size, bool) or not isinstance(size, numbers.Integral | torch.SymInt)
+    ):
         raise TypeError(f"{name}: expected an int or None, got {_describe(size)}")
     if size < 0:
         raise ValueError(f"{name}: expected a number >= 0, got {size}")

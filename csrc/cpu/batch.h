@@ -1,9 +1,11 @@
 // A batch as the kernels see it.
 #pragma once
 
+#include <ATen/Version.h>
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "kernels.h"
@@ -82,14 +84,12 @@ class ScratchMemory {
   std::vector<Run> runs_;
 };
 
-// The best table that this processor can run.
+// The best table that this processor can run, within what ATEN_CPU_CAPABILITY allows torch.
 template <typename scalar_t>
 const Kernels<scalar_t>& best_kernels(int64_t norm, int64_t channels) {
 #if defined(__x86_64__)
-  static const bool has_avx512 =
-      __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  static const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  static const std::string capability = at::get_cpu_capability();
+  static const bool has_avx512 = capability == "AVX512", has_avx2 = capability == "AVX2";
   if (has_avx512) {
     return avx512::kernels<scalar_t>(norm, channels);
   }

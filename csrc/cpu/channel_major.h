@@ -9,7 +9,8 @@
 
 namespace discloss::cpu::DISCLOSS_CPU_TARGET {
 
-template <typename scalar_t, int kNorm>
+// kRows: the channels that are summed side by side, at most W.
+template <typename scalar_t, int kNorm, int kRows>
 struct ChannelMajor {
   using accscalar_t = accumulate_t<scalar_t>;
   static constexpr int W = kLanes<accscalar_t>;
@@ -69,7 +70,7 @@ struct ChannelMajor {
   }
 
   // sums [padded] += sum over the run of term(d, i), a vector for channel d and the pixels from i.
-  // Channels are taken W at a time; what comes of rows behind the last is never looked at.
+  // What comes of rows behind the last channel is never looked at.
   template <typename Term>
   static DISCLOSS_INLINE void add_over_run(Run run, int64_t channels, double* sums,
                                            const Term& term) {
@@ -77,27 +78,27 @@ struct ChannelMajor {
       const int64_t block = begin / W * W;
       const int64_t end = block + kShortSum * W < run.end ? block + kShortSum * W : run.end;
       const auto first_mask = lanes_between<P>(begin - block, end - block);
-      for (int64_t first = 0; first < channels; first += W) {
-        P rows[W];
+      for (int64_t first = 0; first < channels; first += kRows) {
+        P rows[kRows];
 #pragma GCC unroll 16
-        for (int r = 0; r < W; ++r) {
+        for (int r = 0; r < kRows; ++r) {
           rows[r] = select(first_mask, term(first + r, block), zero());
         }
         int64_t i = block + W;
         for (; i + W <= end; i += W) {
 #pragma GCC unroll 16
-          for (int r = 0; r < W; ++r) {
+          for (int r = 0; r < kRows; ++r) {
             rows[r] = rows[r] + term(first + r, i);
           }
         }
         if (i < end) {
           const auto last_mask = first_lanes<P>(end - i);
 #pragma GCC unroll 16
-          for (int r = 0; r < W; ++r) {
+          for (int r = 0; r < kRows; ++r) {
             rows[r] = rows[r] + select(last_mask, term(first + r, i), zero());
           }
         }
-        add_to(sums + first, sum_of_each(rows));
+        add_to<kRows>(sums + first, sum_of_each<kRows>(rows));
       }
       begin = end;
     }

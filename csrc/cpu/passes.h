@@ -76,7 +76,7 @@ DISCLOSS_INLINE void for_each_run(Tile<T> tile, const Body& body) {
 template <typename scalar_t, int kNorm, int W>
 void add_sums(const Pixels<scalar_t>& pixels, const Scratch<accumulate_t<scalar_t>>& scratch,
               int64_t* counts, double* sums) {
-  using ByChannel = ChannelMajor<scalar_t, kNorm>;
+  using ByChannel = ChannelMajor<scalar_t, kNorm, W>;
   using ByPixel = PixelMajor<scalar_t, kNorm, W>;
   for_each_tile(pixels, scratch, [&](auto part, auto tile, int64_t) {
     for_each_run(tile, [&](Run run) { counts[run.slot] += run.end - run.begin; });
@@ -93,11 +93,13 @@ void add_sums(const Pixels<scalar_t>& pixels, const Scratch<accumulate_t<scalar_
   });
 }
 
-// squares += sum over the run of h_i^2; returns whether any pixel is outside its margin.
+// squares += sum over the run of h_i^2; returns whether any pixel is outside its margin. The square
+// of a small hinge may be 0.
 template <typename T>
 DISCLOSS_INLINE bool add_squares(Tile<T> tile, Run run, double* squares) {
-  squares[run.slot] += sum_over_run(tile.squares, run);
-  return sum_over_run(tile.scales, run) != 0;
+  const double sum = sum_over_run(tile.squares, run);
+  squares[run.slot] += sum;
+  return sum != 0 || sum_over_run(tile.scales, run) != 0;
 }
 
 // Pass 2.
@@ -105,7 +107,7 @@ template <typename scalar_t, int kNorm, int W>
 void add_pull(const Pixels<scalar_t>& pixels, const Scratch<accumulate_t<scalar_t>>& scratch,
               const accumulate_t<scalar_t>* means, accumulate_t<scalar_t> delta_var,
               double* squares, double* pull) {
-  using ByChannel = ChannelMajor<scalar_t, kNorm>;
+  using ByChannel = ChannelMajor<scalar_t, kNorm, W>;
   using ByPixel = PixelMajor<scalar_t, kNorm, W>;
   const Margin<accumulate_t<scalar_t>> margin = {1, delta_var};
   for_each_tile(pixels, scratch, [&](auto part, auto tile, int64_t) {
@@ -156,7 +158,7 @@ void write_gradient(const Pixels<scalar_t>& pixels,
                     accumulate_t<scalar_t> delta_var,
                     const Scratch<accumulate_t<scalar_t>>& scratch,
                     const GradientPixels<scalar_t>& gradient) {
-  using ByChannel = ChannelMajor<scalar_t, kNorm>;
+  using ByChannel = ChannelMajor<scalar_t, kNorm, W>;
   using ByPixel = PixelMajor<scalar_t, kNorm, W>;
   const Margin<accumulate_t<scalar_t>> margin = {1, delta_var};
   const bool to_channels = gradient.pixel_stride == 1;
@@ -187,7 +189,7 @@ void add_push(const Means<accumulate_t<scalar_t>>& means, int64_t first, int64_t
               const Scratch<accumulate_t<scalar_t>>& scratch, accumulate_t<scalar_t> delta,
               double* squares, double* push) {
   using T = accumulate_t<scalar_t>;
-  using ByChannel = ChannelMajor<T, kNorm>;
+  using ByChannel = ChannelMajor<T, kNorm, kLanes<T>>;
   const Margin<T> margin = {-1, delta};
   const int64_t padded = padded_channels(means.channels);
   const int64_t step = tile_pixels(means.channels);

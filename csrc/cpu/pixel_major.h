@@ -79,7 +79,7 @@ struct PixelMajor {
         for (int64_t j = i + 1; j < run.end && j < i + kShortSum; ++j) {
           sum = sum + term(j, first);
         }
-        add_to(sums + first, sum);
+        add_to<W>(sums + first, sum);
       }
     }
   }
@@ -109,7 +109,7 @@ struct PixelMajor {
                                                    DISCLOSS_CPU_TARGET::load<W>(mean + first));
         }
       }
-      store_hinges<kNorm>(tile, begin, sum_of_each(sums), margin);
+      store_hinges<kNorm>(tile, begin, sum_of_each<W>(sums), margin);
     }
   }
 

@@ -138,12 +138,13 @@ DISCLOSS_INLINE void transpose(Pack<T, W> (&rows)[W]) {
   }
 }
 
-// Lane r of the result is the sum over the lanes of rows[r]: the rounds of transpose, but the two
-// halves of each lane number are added where transpose would make rows of them.
-template <typename T, int W>
-DISCLOSS_INLINE Pack<T, W> sum_of_each(Pack<T, W> (&rows)[W]) {
+// The lanes l, l + kRows, ... of the result add up to the sum over the lanes of rows[l]: the rounds
+// of transpose, but the two halves of each lane number are added where transpose would make rows of
+// them.
+template <int kRows, typename T, int W>
+DISCLOSS_INLINE Pack<T, W> sum_of_each(Pack<T, W> (&rows)[kRows]) {
 #pragma GCC unroll 16
-  for (int half = W / 2; half > 0; half /= 2) {
+  for (int half = kRows / 2; half > 0; half /= 2) {
 #pragma GCC unroll 16
     for (int i = 0; i < half; ++i) {
       rows[i] = interleave_low(rows[i], rows[i + half]) + interleave_high(rows[i], rows[i + half]);

@@ -65,17 +65,18 @@ DISCLOSS_INLINE int64_t find_runs(const int32_t* slots, int64_t pixels, Run* run
   return count;
 }
 
-// table[lane] += pack[lane], as many lanes at a time as a vector of doubles has
-template <typename T, int W>
+// table[lane % kRows] += pack[lane], at most as many lanes at a time as a vector of doubles has
+template <int kRows, typename T, int W>
 DISCLOSS_INLINE void add_to(double* table, Pack<T, W> pack) {
-  constexpr int kPart = W * sizeof(T) / sizeof(double);
+  constexpr int kDoubles = W * sizeof(T) / sizeof(double);
+  constexpr int kPart = kDoubles < kRows ? kDoubles : kRows;
   using Part = typename Pack<T, kPart>::Vector;
   using Doubles = Pack<double, kPart>;
   Part parts[W / kPart];
   std::memcpy(parts, &pack, sizeof(pack));
 #pragma GCC unroll 2
   for (int part = 0; part < W / kPart; ++part) {
-    double* to = table + part * kPart;
+    double* to = table + part * kPart % kRows;
     const auto addend = Doubles::of(__builtin_convertvector(parts[part], typename Doubles::Vector));
     store(to, load<kPart>(static_cast<const double*>(to)) + addend);
   }

@@ -2,6 +2,7 @@
 // backend's own binding, compiled with three names changed.
 #include <torch/library.h>
 
+#include "autograd.h"
 #include "cuda/current_stream.h"
 #include "emulator.h"
 #include "schemas.h"
@@ -12,7 +13,15 @@ inline cudaStream_t emulated_stream(const at::Device&) { return emulator::stream
 
 }  // namespace discloss::cuda
 
+namespace discloss {
+inline constexpr char kEmulated[] = "discloss_cuda_emulated";
+}
+
 TORCH_LIBRARY(discloss_cuda_emulated, library) { discloss::define_schemas(library); }
+
+TORCH_LIBRARY_IMPL(discloss_cuda_emulated, Autograd, library) {
+  library.impl("forward", TORCH_FN(discloss::Autograd<discloss::kEmulated>::kernel));
+}
 
 #define current_stream emulated_stream
 #undef TORCH_LIBRARY_IMPL

@@ -1,0 +1,102 @@
+// The gradient of forward in the dispatcher: what it keeps, and the call of the op backward. That
+// op's own gradient is registered in Python (discloss_cuda/_ops.py).
+#pragma once
+
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+#include <array>
+#include <optional>
+#include <vector>
+
+#include "discriminative_loss.h"
+
+namespace discloss {
+
+// kNamespace names the library whose ops are meant.
+template <const char* kNamespace>
+class Autograd : public torch::autograd::Function<Autograd<kNamespace>> {
+  using Variables = torch::autograd::variable_list;
+  using Context = torch::autograd::AutogradContext;
+  using SymbolicForward = ForwardTuple(const at::Tensor&, const at::Tensor&,
+                                       const std::optional<at::Tensor>&, c10::SymInt, double,
+                                       double, double, double, double, int64_t, at::IntArrayRef);
+
+ public:
+  // The kernel for the key Autograd.
+  static ForwardTuple kernel(const at::Tensor& embeddings, const at::Tensor& labels,
+                             const std::optional<at::Tensor>& offsets, c10::SymInt max_instances,
+                             double delta_var, double delta_dist, double alpha, double beta,
+                             double gamma, int64_t norm, at::IntArrayRef ignore_labels) {
+    if (!at::GradMode::is_enabled() || !embeddings.requires_grad()) {
+      return below_autograd(embeddings, labels, offsets, std::move(max_instances), delta_var,
+                            delta_dist, alpha, beta, gamma, norm, ignore_labels);
+    }
+    const Variables r =
+        Autograd::apply(embeddings, labels, offsets, std::move(max_instances), delta_var,
+                        delta_dist, alpha, beta, gamma, norm, ignore_labels);
+    return {r[0], r[1], r[2], r[3], r[4], r[5], r[6], r[7], r[8], r[9]};
+  }
+
+  static Variables forward(Context* context, const at::Tensor& embeddings, const at::Tensor& labels,
+                           const std::optional<at::Tensor>& offsets, c10::SymInt max_instances,
+                           double delta_var, double delta_dist, double alpha, double beta,
+                           double gamma, int64_t norm, at::IntArrayRef ignore_labels) {
+    const auto [loss, variance, distance, regularization, slots, instances, counts, means, pull,
+                push] =
+        below_autograd(embeddings, labels, offsets, std::move(max_instances), delta_var, delta_dist,
+                       alpha, beta, gamma, norm, ignore_labels);
+    const Variables for_backward = {slots, instances, counts, means, pull, push};
+    context->mark_non_differentiable(for_backward);
+    context->set_materialize_grads(false);
+    context->save_for_backward(
+        {embeddings, offsets.value_or(at::Tensor()), slots, instances, counts, means, pull, push});
+    context->saved_data["numbers"] = std::vector<double>{delta_var, delta_dist, alpha, beta, gamma};
+    context->saved_data["norm"] = norm;
+    return {loss, variance, distance, regularization, slots, instances, counts, means, pull, push};
+  }
+
+  static Variables backward(Context* context, const Variables& gradients) {
+    const auto given = [&](size_t term) {
+      const at::Tensor& gradient = gradients[term];
+      return gradient.defined() ? std::optional<at::Tensor>(gradient) : std::nullopt;
+    };
+    const std::array<std::optional<at::Tensor>, 4> of_terms = {given(0), given(1), given(2),
+                                                               given(3)};
+    Variables of_inputs(11);
+    if (of_terms[0] || of_terms[1] || of_terms[2] || of_terms[3]) {
+      static const auto op = op_named<BackwardFunction>("backward");
+      // First of all: a hook that unpacks a saved tensor may run anything, forward included.
+      const Variables saved = context->get_saved_variables();
+      // Where no second derivative is asked for, its registration, in Python, need not be called.
+      std::optional<at::AutoDispatchBelowADInplaceOrView> guard;
+      if (!at::GradMode::is_enabled()) {
+        guard.emplace();
+      }
+      const auto offsets = saved[1].defined() ? std::optional<at::Tensor>(saved[1]) : std::nullopt;
+      const std::vector<double> numbers = context->saved_data["numbers"].toDoubleVector();
+      of_inputs[0] =
+          op.call(of_terms[0], of_terms[1], of_terms[2], of_terms[3], saved[0], offsets, saved[2],
+                  saved[3], saved[4], saved[5], saved[6], saved[7], numbers[0], numbers[1],
+                  numbers[2], numbers[3], numbers[4], context->saved_data["norm"].toInt());
+    }
+    return of_inputs;
+  }
+
+ private:
+  template <typename Signature>
+  static c10::TypedOperatorHandle<Signature> op_named(const char* name) {
+    const std::string qualified = std::string(kNamespace) + "::" + name;
+    return c10::Dispatcher::singleton().findSchemaOrThrow(qualified.c_str(), "").typed<Signature>();
+  }
+
+  template <typename... Arguments>
+  static ForwardTuple below_autograd(Arguments&&... arguments) {
+    static const auto op = op_named<SymbolicForward>("forward");
+    at::AutoDispatchBelowADInplaceOrView guard;
+    return op.call(std::forward<Arguments>(arguments)...);
+  }
+};
+
+}  // namespace discloss
