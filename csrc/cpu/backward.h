@@ -46,10 +46,11 @@ GradientTablesMemory<accscalar_t> gradient_tables(const SavedImage<accscalar_t>&
                                                   const Weights& weights, int64_t channels) {
   const int64_t padded = padded_channels(channels);
   // One row at least: ignored pixels look there too, to no effect.
-  const auto size = static_cast<size_t>(std::max<int64_t>(saved.instances, 1) * padded);
-  GradientTablesMemory<accscalar_t> memory = {
-      std::vector<accscalar_t>(size), std::vector<accscalar_t>(size),
-      std::vector<accscalar_t>(static_cast<size_t>(saved.instances))};
+  const auto rows = static_cast<size_t>(std::max<int64_t>(saved.instances, 1));
+  const size_t size = rows * static_cast<size_t>(padded);
+  GradientTablesMemory<accscalar_t> memory = {std::vector<accscalar_t>(size),
+                                              std::vector<accscalar_t>(size),
+                                              std::vector<accscalar_t>(rows)};
   for (int64_t k = 0; k < saved.instances; ++k) {
     const accscalar_t* mean = saved.means + k * channels;
     accscalar_t sum = 0;

@@ -64,23 +64,28 @@ struct BatchPixels {
   }
 };
 
-// The memory behind Scratch.
+// The memory behind Scratch, in whole cache lines: a vector that lies across two costs twice.
 template <typename accscalar_t>
 class ScratchMemory {
  public:
   explicit ScratchMemory(int64_t channels)
       : pitch_(tile_pitch(channels)),
-        numbers_(static_cast<size_t>(pitch_ * (padded_channels(channels) + 2))),
+        lines_(static_cast<size_t>(pitch_ * (padded_channels(channels) + 2) / kLineNumbers)),
         runs_(static_cast<size_t>(pitch_)) {}
 
   Scratch<accscalar_t> scratch() {
-    accscalar_t* numbers = numbers_.data();
+    accscalar_t* numbers = lines_.data()->numbers;
     return {numbers + 2 * pitch_, numbers, numbers + pitch_, runs_.data()};
   }
 
  private:
+  static constexpr int64_t kLineBytes = 64, kLineNumbers = kLineBytes / sizeof(accscalar_t);
+  struct alignas(kLineBytes) Line {
+    accscalar_t numbers[kLineNumbers];
+  };
+
   int64_t pitch_;
-  std::vector<accscalar_t> numbers_;
+  std::vector<Line> lines_;
   std::vector<Run> runs_;
 };
 

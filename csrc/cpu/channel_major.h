@@ -24,48 +24,90 @@ struct ChannelMajor {
     return load<W>(at(tile, d, i));
   }
 
+  // Pixels i, ..., i + W - 1 of channel d in memory; behind the last of the tile, anything.
+  static DISCLOSS_INLINE P load_x(Pixels<scalar_t> pixels, int64_t d, int64_t i) {
+    const scalar_t* row = pixels.embeddings + d * pixels.channel_stride;
+    prefetch(row + i + kPixelsAhead);
+    return i + W <= pixels.count ? load<W>(row + i) : load_before<W>(row + i, row + pixels.count);
+  }
+
   // values = x_i
   static DISCLOSS_INLINE void load_tile(Pixels<scalar_t> pixels, Tile<accscalar_t> tile) {
     for (int64_t d = 0; d < tile.channels; ++d) {
-      const scalar_t* row = pixels.embeddings + d * pixels.channel_stride;
-      int64_t i = 0;
-      for (; i + W <= tile.pixels; i += W) {
-        prefetch(row + i + kTilesAhead * tile.pitch);
-        store(at(tile, d, i), load<W>(row + i));
-      }
-      if (i < tile.pixels) {
-        store(at(tile, d, i), load_before<W>(row + i, row + tile.pixels));
+      for (int64_t i = 0; i < tile.pixels; i += W) {
+        store(at(tile, d, i), load_x(pixels, d, i));
       }
     }
   }
 
-  static DISCLOSS_INLINE void store_tile(Tile<accscalar_t> tile, GradientPixels<scalar_t> out) {
-    for (int64_t d = 0; d < tile.channels; ++d) {
-      scalar_t* row = out.gradient + d * out.channel_stride;
-      int64_t i = 0;
-      for (; i + W <= tile.pixels; i += W) {
-        prefetch(row + i + kTilesAhead * tile.pitch);
-        store(row + i, x(tile, d, i));
-      }
-      if (i < tile.pixels) {
-        store_first(row + i, x(tile, d, i), tile.pixels - i);
+  // The runs that meet in a block of pixels. kMost: as many as there may be, 1 in most blocks.
+  // Copied out of memory, where the compiler must expect every store to change them.
+  template <int kMost>
+  struct Block {
+    int count = 0;
+    int32_t slots[kMost];
+    typename P::Mask begun[kMost];  // the lanes before the end of a run
+    accscalar_t kept[kMost];        // 0 if ignored, else 1
+    bool all_kept = true;
+
+    DISCLOSS_INLINE Block(const Run* runs, int runs_count, int64_t begin) : count(runs_count) {
+      for (int r = 0; r < size(); ++r) {
+        slots[r] = runs[r].slot < 0 ? 0 : runs[r].slot;
+        begun[r] = first_lanes<P>(runs[r].end - begin);
+        kept[r] = runs[r].slot < 0 ? accscalar_t(0) : accscalar_t(1);
+        all_kept &= runs[r].slot >= 0;
       }
     }
-  }
 
-  // Calls body(i, first, last) for each block of pixels from i, in which the runs first .. last
-  // meet.
+    DISCLOSS_INLINE int size() const { return kMost <= 2 ? kMost : count; }
+
+    // The row of each run in a table; that of an ignored one is of no use.
+    struct Rows {
+      const accscalar_t* of_run[kMost];
+    };
+    DISCLOSS_INLINE Rows rows(const accscalar_t* table, int64_t pitch) const {
+      Rows rows;
+      for (int r = 0; r < size(); ++r) {
+        rows.of_run[r] = table + slots[r] * pitch;
+      }
+      return rows;
+    }
+
+    // value(r) in the lanes of run r.
+    template <typename Value>
+    DISCLOSS_INLINE P lanes(const Value& value) const {
+      P values(value(0));
+      for (int r = 1; r < size(); ++r) {
+        values = select(begun[r - 1], values, P(value(r)));
+      }
+      return values;
+    }
+    DISCLOSS_INLINE P column(const Rows& rows, int64_t d) const {
+      return lanes([&](int r) __attribute__((always_inline)) { return rows.of_run[r][d]; });
+    }
+    DISCLOSS_INLINE P kept_lanes() const {
+      return lanes([&](int r) __attribute__((always_inline)) { return kept[r]; });
+    }
+  };
+
+  // Calls body(i, block) for each block of pixels from i.
   template <typename Body>
   static DISCLOSS_INLINE void for_each_block(Tile<accscalar_t> tile, const Body& body) {
-    int64_t first = 0;
+    const Run* first = tile.runs;
     for (int64_t i = 0; i < tile.pixels; i += W) {
       const int64_t end = i + W < tile.pixels ? i + W : tile.pixels;
-      int64_t last = first;
-      while (tile.runs[last].end < end) {
+      const Run* last = first;
+      while (last->end < end) {
         ++last;
       }
-      body(i, first, last);
-      first = tile.runs[last].end == end ? last + 1 : last;
+      if (first == last) {
+        body(i, Block<1>(first, 1, i));
+      } else if (first + 1 == last) {
+        body(i, Block<2>(first, 2, i));
+      } else {
+        body(i, Block<W>(first, static_cast<int>(last - first) + 1, i));
+      }
+      first = last->end == end ? last + 1 : last;
     }
   }
 
@@ -104,37 +146,47 @@ struct ChannelMajor {
     }
   }
 
-  static DISCLOSS_INLINE void add_sums(Tile<accscalar_t> tile, Run run, double* sums) {
-    add_over_run(run, tile.channels, sums,
-                 [=](int64_t d, int64_t i)
-                     __attribute__((always_inline)) { return x(tile, d, i); });
+  // Straight from memory: each value is needed once.
+  static DISCLOSS_INLINE void add_sums(Pixels<scalar_t> pixels, Run run, double* sums) {
+    const int64_t last = pixels.channels - 1;
+    add_over_run(run, pixels.channels, sums,
+                 [=](int64_t d, int64_t i) __attribute__((always_inline)) {
+                   return load_x(pixels, d < last ? d : last, i);
+                 });
   }
 
-  // sum_d of the norm of x_i - mean, for the pixels from i
-  static DISCLOSS_INLINE P norm_sums(Tile<accscalar_t> tile, int64_t i, const accscalar_t* mean) {
-    P sums = zero();
+  // Scales and squares of all pixels, of ignored ones anything. means [K, padded]
+  // value(d, i): x
+  template <typename Value>
+  static DISCLOSS_INLINE void find_hinges(Tile<accscalar_t> tile, const accscalar_t* means,
+                                          Margin<accscalar_t> margin, const Value& value) {
+    for_each_block(tile, [=](int64_t i, auto block) __attribute__((always_inline)) {
+      const auto rows = block.rows(means, tile.padded);
+      P sums = zero();
 #pragma GCC unroll 4
-    for (int64_t d = 0; d < tile.channels; ++d) {
-      sums = Norm<kNorm>::accumulate(sums, x(tile, d, i) - P(mean[d]));
-    }
-    return sums;
+      for (int64_t d = 0; d < tile.channels; ++d) {
+        sums = Norm<kNorm>::accumulate(sums, value(d, i) - block.column(rows, d));
+      }
+      store_hinges<kNorm>(tile, i, sums, margin);
+    });
   }
 
-  // Scales and squares of all pixels. means [K, padded]
+  // The same of a tile whose values are there.
   static DISCLOSS_INLINE void find_hinges(Tile<accscalar_t> tile, const accscalar_t* means,
                                           Margin<accscalar_t> margin) {
-    const auto sums_of = [=](int64_t i, Run run) __attribute__((always_inline)) {
-      return run.slot < 0 ? zero() : norm_sums(tile, i, means + run.slot * tile.padded);
-    };
-    for_each_block(tile,
-                   [=](int64_t i, int64_t first, int64_t last) __attribute__((always_inline)) {
-                     P sums = sums_of(i, tile.runs[first]);
-                     for (int64_t r = first + 1; r <= last; ++r) {
-                       const Run run = tile.runs[r];
-                       sums = select(first_lanes<P>(run.begin - i), sums, sums_of(i, run));
-                     }
-                     store_hinges<kNorm>(tile, i, sums, margin);
-                   });
+    find_hinges(tile, means, margin,
+                [=](int64_t d, int64_t i) __attribute__((always_inline)) { return x(tile, d, i); });
+  }
+
+  // The same, and values = x_i.
+  static DISCLOSS_INLINE void load_and_find_hinges(Pixels<scalar_t> pixels, Tile<accscalar_t> tile,
+                                                   const accscalar_t* means,
+                                                   Margin<accscalar_t> margin) {
+    find_hinges(tile, means, margin, [=](int64_t d, int64_t i) __attribute__((always_inline)) {
+      const P value = load_x(pixels, d, i);
+      store(at(tile, d, i), value);
+      return value;
+    });
   }
 
   // pull [padded] += sum over the run of h_i d|v_i|. mean [padded]
@@ -147,31 +199,26 @@ struct ChannelMajor {
                  });
   }
 
-  // values = factor h_i d|v_i| + shared, or 0 where ignored
-  static DISCLOSS_INLINE void find_gradient(Tile<accscalar_t> tile,
-                                            GradientTables<accscalar_t> tables) {
-    for_each_block(tile, [=](int64_t i, int64_t first,
-                             int64_t last) __attribute__((always_inline)) {
+  // gradient = factor h_i d|v_i| + shared, or 0 where ignored
+  static DISCLOSS_INLINE void write_gradient(Tile<accscalar_t> tile,
+                                             GradientTables<accscalar_t> tables,
+                                             GradientPixels<scalar_t> out) {
+    for_each_block(tile, [=](int64_t i, auto block) __attribute__((always_inline)) {
+      const auto means = block.rows(tables.means, tile.padded);
+      const auto shared = block.rows(tables.shared, tile.padded);
+      const P scale = block.column(block.rows(tables.factors, 1), 0) * load<W>(tile.scales + i);
+      const P kept = block.kept_lanes();
       for (int64_t d = 0; d < tile.channels; ++d) {
-        P values = gradient(tile, d, i, tile.runs[first], tables);
-        for (int64_t r = first + 1; r <= last; ++r) {
-          const Run run = tile.runs[r];
-          values = select(first_lanes<P>(run.begin - i), values, gradient(tile, d, i, run, tables));
+        const P v = x(tile, d, i) - block.column(means, d);
+        P values = scale * Norm<kNorm>::direction(v) + block.column(shared, d);
+        if (!block.all_kept) {
+          values = select(kept == zero(), zero(), values);
         }
-        store(at(tile, d, i), values);
+        scalar_t* row = out.gradient + d * out.channel_stride;
+        prefetch(row + i + kPixelsAhead);
+        store_first(row + i, values, tile.pixels - i);
       }
     });
-  }
-
-  static DISCLOSS_INLINE P gradient(Tile<accscalar_t> tile, int64_t d, int64_t i, Run run,
-                                    GradientTables<accscalar_t> tables) {
-    if (run.slot < 0) {
-      return zero();
-    }
-    const int64_t at = run.slot * tile.padded + d;
-    const P direction = Norm<kNorm>::direction(x(tile, d, i) - P(tables.means[at]));
-    return P(tables.factors[run.slot]) * load<W>(tile.scales + i) * direction +
-           P(tables.shared[at]);
   }
 };
 

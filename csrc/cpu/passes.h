@@ -81,9 +81,8 @@ void add_sums(const Pixels<scalar_t>& pixels, const Scratch<accumulate_t<scalar_
   for_each_tile(pixels, scratch, [&](auto part, auto tile, int64_t) {
     for_each_run(tile, [&](Run run) { counts[run.slot] += run.end - run.begin; });
     if (part.pixel_stride == 1 && has_long_runs(tile, kLongRun)) {
-      ByChannel::load_tile(part, tile);
       for_each_run(tile,
-                   [&](Run run) { ByChannel::add_sums(tile, run, sums + run.slot * tile.padded); });
+                   [&](Run run) { ByChannel::add_sums(part, run, sums + run.slot * tile.padded); });
     } else {
       with_rows<ByPixel>(part, tile, [&](auto rows) {
         for_each_run(tile,
@@ -112,8 +111,7 @@ void add_pull(const Pixels<scalar_t>& pixels, const Scratch<accumulate_t<scalar_
   const Margin<accumulate_t<scalar_t>> margin = {1, delta_var};
   for_each_tile(pixels, scratch, [&](auto part, auto tile, int64_t) {
     if (part.pixel_stride == 1 && has_long_runs(tile, kLongRun)) {
-      ByChannel::load_tile(part, tile);
-      ByChannel::find_hinges(tile, means, margin);
+      ByChannel::load_and_find_hinges(part, tile, means, margin);
       for_each_run(tile, [&](Run run) {
         const int64_t table = run.slot * tile.padded;
         if (add_squares(tile, run, squares)) {
@@ -166,10 +164,8 @@ void write_gradient(const Pixels<scalar_t>& pixels,
     GradientPixels<scalar_t> out = gradient;
     out.gradient += begin * gradient.pixel_stride;
     if (part.pixel_stride == 1 && to_channels && has_long_runs(tile, kLongRunOfGradient)) {
-      ByChannel::load_tile(part, tile);
-      ByChannel::find_hinges(tile, tables.means, margin);
-      ByChannel::find_gradient(tile, tables);
-      ByChannel::store_tile(tile, out);
+      ByChannel::load_and_find_hinges(part, tile, tables.means, margin);
+      ByChannel::write_gradient(tile, tables, out);
       return;
     }
     with_rows<ByPixel>(part, tile, [&](auto rows) {

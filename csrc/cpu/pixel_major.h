@@ -54,7 +54,7 @@ struct PixelMajor {
         P block[W];
 #pragma GCC unroll 16
         for (int c = 0; c < W; ++c) {
-          prefetch(x + kTilesAhead * tile.pitch);
+          prefetch(x + kPixelsAhead);
           block[c] = whole                       ? DISCLOSS_CPU_TARGET::load<W>(x)
                      : first + c < tile.channels ? load_before<W>(x, pixels.end)
                                                  : zero();
@@ -165,7 +165,7 @@ struct PixelMajor {
         for (int c = 0; c < W; ++c) {
           if (first + c < tile.channels) {
             scalar_t* gradient = out.gradient + (first + c) * out.channel_stride + i;
-            prefetch(gradient + kTilesAhead * tile.pitch);
+            prefetch(gradient + kPixelsAhead);
             store_first(gradient, block[c], tile.pixels - i);
           }
         }

@@ -33,7 +33,7 @@ struct Tile {
 
 // Channels-first memory is read and written in short pieces of D far rows, which no hardware
 // prefetcher follows; so the pieces of a later tile are asked for, into the L2 cache.
-constexpr int64_t kTilesAhead = 8;
+constexpr int64_t kPixelsAhead = 128;
 
 DISCLOSS_INLINE void prefetch(const void* address) {
   constexpr int kIntoL2 = 2;
