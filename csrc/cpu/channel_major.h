@@ -155,38 +155,44 @@ struct ChannelMajor {
                  });
   }
 
-  // Scales and squares of all pixels, of ignored ones anything. means [K, padded]
-  // value(d, i): x
-  template <typename Value>
-  static DISCLOSS_INLINE void find_hinges(Tile<accscalar_t> tile, const accscalar_t* means,
-                                          Margin<accscalar_t> margin, const Value& value) {
+  // values = x_i, and scales and squares of all pixels, of ignored ones anything. means [K, padded]
+  static DISCLOSS_INLINE void load_and_find_hinges(Pixels<scalar_t> pixels, Tile<accscalar_t> tile,
+                                                   const accscalar_t* means,
+                                                   Margin<accscalar_t> margin) {
     for_each_block(tile, [=](int64_t i, auto block) __attribute__((always_inline)) {
       const auto rows = block.rows(means, tile.padded);
       P sums = zero();
 #pragma GCC unroll 4
       for (int64_t d = 0; d < tile.channels; ++d) {
-        sums = Norm<kNorm>::accumulate(sums, value(d, i) - block.column(rows, d));
+        const P value = load_x(pixels, d, i);
+        store(at(tile, d, i), value);
+        sums = Norm<kNorm>::accumulate(sums, value - block.column(rows, d));
       }
       store_hinges<kNorm>(tile, i, sums, margin);
     });
   }
 
-  // The same of a tile whose values are there.
-  static DISCLOSS_INLINE void find_hinges(Tile<accscalar_t> tile, const accscalar_t* means,
-                                          Margin<accscalar_t> margin) {
-    find_hinges(tile, means, margin,
-                [=](int64_t d, int64_t i) __attribute__((always_inline)) { return x(tile, d, i); });
+  // squares = sum_d of the norm of x_i - mean. Returns whether any of them is not above `bound`.
+  static DISCLOSS_INLINE bool find_near(Tile<accscalar_t> tile, const accscalar_t* mean,
+                                        accscalar_t bound) {
+    P near = zero();
+    for (int64_t i = 0; i < tile.pixels; i += W) {
+      P sums = zero();
+#pragma GCC unroll 4
+      for (int64_t d = 0; d < tile.channels; ++d) {
+        sums = Norm<kNorm>::accumulate(sums, x(tile, d, i) - P(mean[d]));
+      }
+      store(tile.squares + i, sums);
+      near = near + select(sums > P(bound), zero(), P(accscalar_t(1)));  // NaN is near
+    }
+    return sum_of_lanes(near) != accscalar_t(0);
   }
 
-  // The same, and values = x_i.
-  static DISCLOSS_INLINE void load_and_find_hinges(Pixels<scalar_t> pixels, Tile<accscalar_t> tile,
-                                                   const accscalar_t* means,
-                                                   Margin<accscalar_t> margin) {
-    find_hinges(tile, means, margin, [=](int64_t d, int64_t i) __attribute__((always_inline)) {
-      const P value = load_x(pixels, d, i);
-      store(at(tile, d, i), value);
-      return value;
-    });
+  // Scales and squares from what find_near left in squares.
+  static DISCLOSS_INLINE void find_hinges(Tile<accscalar_t> tile, Margin<accscalar_t> margin) {
+    for (int64_t i = 0; i < tile.pixels; i += W) {
+      store_hinges<kNorm>(tile, i, load<W>(tile.squares + i), margin);
+    }
   }
 
   // pull [padded] += sum over the run of h_i d|v_i|. mean [padded]

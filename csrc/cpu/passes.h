@@ -179,7 +179,8 @@ void write_gradient(const Pixels<scalar_t>& pixels,
   });
 }
 
-// The push: for each mean a, the others are the pixels of one run whose mean is a.
+// The push: for each mean a, the others are the pixels of one run whose mean is a. Most are too far
+// away to be pushed, which is known before any root is taken.
 template <typename scalar_t, int kNorm>
 void add_push(const Means<accumulate_t<scalar_t>>& means, int64_t first, int64_t last,
               const Scratch<accumulate_t<scalar_t>>& scratch, accumulate_t<scalar_t> delta,
@@ -187,6 +188,7 @@ void add_push(const Means<accumulate_t<scalar_t>>& means, int64_t first, int64_t
   using T = accumulate_t<scalar_t>;
   using ByChannel = ChannelMajor<T, kNorm, kLanes<T>>;
   const Margin<T> margin = {-1, delta};
+  const T bound = kNorm == 2 ? delta * delta * T(1.00001) : delta;  // a little more than rounding
   const int64_t padded = padded_channels(means.channels);
   const int64_t step = tile_pixels(means.channels);
   for (int64_t begin = 0; begin < means.count; begin += step) {
@@ -199,14 +201,18 @@ void add_push(const Means<accumulate_t<scalar_t>>& means, int64_t first, int64_t
         means.channels, padded,         tile_pitch(means.channels)};
     ByChannel::load_tile(others, tile);
     for (int64_t a = first; a < last; ++a) {
+      const T* mean = means.by_instance + a * padded;
+      if (!ByChannel::find_near(tile, mean, bound)) {
+        continue;
+      }
+      ByChannel::find_hinges(tile, margin);
       run.slot = static_cast<int32_t>(a);
-      ByChannel::find_hinges(tile, means.by_instance, margin);
       if (a >= begin && a < begin + count) {
         tile.scales[a - begin] = 0;
         tile.squares[a - begin] = 0;
       }
       if (add_squares(tile, run, squares)) {
-        ByChannel::add_pull(tile, run, means.by_instance + a * padded, push + a * padded);
+        ByChannel::add_pull(tile, run, mean, push + a * padded);
       }
     }
   }
