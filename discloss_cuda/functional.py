@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import Any, Literal, Unpack, overload
 
 import torch
 from torch import Tensor
 
 from . import _ops
+from ._options import Options, PackedOptions
 from .terms import DiscriminativeLossTerms
 
 __all__ = ["discriminative_loss", "discriminative_loss_packed"]
@@ -18,6 +19,26 @@ __all__ = ["discriminative_loss", "discriminative_loss_packed"]
 REDUCTIONS = ("none", "mean", "sum")
 
 
+@overload
+def discriminative_loss(
+    embeddings: Tensor,
+    labels: Tensor,
+    *,
+    return_terms: Literal[False] = False,
+    **options: Unpack[Options],
+) -> Tensor: ...
+@overload
+def discriminative_loss(
+    embeddings: Tensor,
+    labels: Tensor,
+    *,
+    return_terms: Literal[True],
+    **options: Unpack[Options],
+) -> DiscriminativeLossTerms: ...
+@overload
+def discriminative_loss(
+    embeddings: Tensor, labels: Tensor, *, return_terms: bool, **options: Unpack[Options]
+) -> Tensor | DiscriminativeLossTerms: ...
 def discriminative_loss(
     embeddings: Tensor,  # [B, D, *spatial]
     labels: Tensor,  # [B, *spatial]
@@ -32,7 +53,7 @@ def discriminative_loss(
     max_instances: int | None = None,
     reduction: str = "mean",
     return_terms: bool = False,
-) -> Any:
+) -> Tensor | DiscriminativeLossTerms:
     r"""Discriminative loss for instance embeddings of images, volumes, clips or clouds.
 
     De Brabandere, Neven, Van Gool, "Semantic Instance Segmentation with a Discriminative Loss
@@ -109,6 +130,33 @@ def discriminative_loss(
     )
 
 
+@overload
+def discriminative_loss_packed(
+    embeddings: Tensor,
+    labels: Tensor,
+    offsets: Tensor | None = None,
+    *,
+    return_terms: Literal[False] = False,
+    **options: Unpack[PackedOptions],
+) -> Tensor: ...
+@overload
+def discriminative_loss_packed(
+    embeddings: Tensor,
+    labels: Tensor,
+    offsets: Tensor | None = None,
+    *,
+    return_terms: Literal[True],
+    **options: Unpack[PackedOptions],
+) -> DiscriminativeLossTerms: ...
+@overload
+def discriminative_loss_packed(
+    embeddings: Tensor,
+    labels: Tensor,
+    offsets: Tensor | None = None,
+    *,
+    return_terms: bool,
+    **options: Unpack[PackedOptions],
+) -> Tensor | DiscriminativeLossTerms: ...
 def discriminative_loss_packed(
     embeddings: Tensor,  # [N_total, D]
     labels: Tensor,  # [N_total]
@@ -126,7 +174,7 @@ def discriminative_loss_packed(
     max_instances: int | None = None,
     reduction: str = "mean",
     return_terms: bool = False,
-) -> Any:
+) -> Tensor | DiscriminativeLossTerms:
     """:func:`discriminative_loss` of point clouds of different sizes, one behind the other.
 
     Cloud b is the points ``offsets[b]:offsets[b + 1]``, or those with ``batch == b``. A cloud may

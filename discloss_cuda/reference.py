@@ -14,13 +14,35 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Literal, Unpack, overload
 
 import torch
 from torch import Tensor
 
+from ._options import Options, PackedOptions
 from .terms import DiscriminativeLossTerms
 
 
+@overload
+def discriminative_loss(
+    embeddings: Tensor,
+    labels: Tensor,
+    *,
+    return_terms: Literal[False] = False,
+    **options: Unpack[Options],
+) -> Tensor: ...
+@overload
+def discriminative_loss(
+    embeddings: Tensor,
+    labels: Tensor,
+    *,
+    return_terms: Literal[True],
+    **options: Unpack[Options],
+) -> DiscriminativeLossTerms: ...
+@overload
+def discriminative_loss(
+    embeddings: Tensor, labels: Tensor, *, return_terms: bool, **options: Unpack[Options]
+) -> Tensor | DiscriminativeLossTerms: ...
 def discriminative_loss(
     embeddings: Tensor,  # [B, D, *spatial]
     labels: Tensor,  # [B, *spatial]
@@ -72,6 +94,33 @@ def discriminative_loss(
     return _weigh_and_reduce(*terms, alpha, beta, gamma, reduction, return_terms)
 
 
+@overload
+def discriminative_loss_packed(
+    embeddings: Tensor,
+    labels: Tensor,
+    offsets: Tensor | None = None,
+    *,
+    return_terms: Literal[False] = False,
+    **options: Unpack[PackedOptions],
+) -> Tensor: ...
+@overload
+def discriminative_loss_packed(
+    embeddings: Tensor,
+    labels: Tensor,
+    offsets: Tensor | None = None,
+    *,
+    return_terms: Literal[True],
+    **options: Unpack[PackedOptions],
+) -> DiscriminativeLossTerms: ...
+@overload
+def discriminative_loss_packed(
+    embeddings: Tensor,
+    labels: Tensor,
+    offsets: Tensor | None = None,
+    *,
+    return_terms: bool,
+    **options: Unpack[PackedOptions],
+) -> Tensor | DiscriminativeLossTerms: ...
 def discriminative_loss_packed(
     embeddings: Tensor,  # [N_total, D]
     labels: Tensor,  # [N_total]
