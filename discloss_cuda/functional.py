@@ -79,9 +79,10 @@ def discriminative_loss(
         embeddings: ``[B, D, *spatial]`` with one or more spatial axes; float32, float64, float16
             or bfloat16. Contiguous and channels-last tensors, and slices of them along batch or
             channel, are read in place; other strides cost one copy.
-        labels: ``[B, *spatial]``, the instance id of each pixel; bool, int8, int16, int32, int64,
-            uint8 or uint16. Ids are compared as int64 values and need not be consecutive,
-            positive or small. Over a clip ``[B, T, H, W]`` an id is one instance in all frames.
+        labels: ``[B, *spatial]``, or ``[B, 1, *spatial]`` as MONAI has them (no copy is made): the
+            instance id of each pixel; bool, int8, int16, int32, int64, uint8 or uint16. Ids are
+            compared as int64 values and need not be consecutive, positive or small. Over a clip
+            ``[B, T, H, W]`` an id is one instance in all frames.
         delta_var: pixels nearer than this to their mean are not pulled, >= 0.
         delta_dist: means further apart than ``2 * delta_dist`` are not pushed, >= 0.
         alpha: weight of the variance (pull) term.
@@ -118,6 +119,8 @@ def discriminative_loss(
         tensor([[[-0.2498,  0.2503,  0.0005,  0.0000]]])
     """
     _check_inputs(embeddings, labels)
+    if labels.dim() == embeddings.dim():
+        labels = _without_channel(embeddings, labels)
     return _loss(
         embeddings,
         labels,
@@ -218,6 +221,15 @@ def discriminative_loss_packed(
         check_reduction(reduction),
         return_terms,
     )
+
+
+def _without_channel(embeddings: Tensor, labels: Tensor) -> Tensor:
+    """A view ``[B, *spatial]`` of ``[B, 1, *spatial]``; any other shape is left to the op's checks.
+
+    ``[B, *spatial]`` has an axis less than the embeddings, so no shape can mean both.
+    """
+    images, _, *spatial = embeddings.shape
+    return labels.squeeze(1) if labels.shape == (images, 1, *spatial) else labels
 
 
 def _loss(

@@ -32,7 +32,7 @@ class DiscriminativeLoss(nn.Module, Generic[Result]):
 
     Shape:
         - embeddings: ``[B, D, *spatial]``
-        - labels: ``[B, *spatial]``
+        - labels: ``[B, *spatial]`` or ``[B, 1, *spatial]``
         - output: scalar, ``[B]`` with ``reduction="none"``, or a named tuple of four with
           ``return_terms=True``
 

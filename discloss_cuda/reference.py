@@ -64,7 +64,8 @@ def discriminative_loss(
 
     Args:
         embeddings: ``[B, D, *spatial]``, float16, bfloat16, float32 or float64.
-        labels: ``[B, *spatial]``, bool or any integer dtype; ids compare as int64 values.
+        labels: ``[B, *spatial]`` or ``[B, 1, *spatial]``, bool or any integer dtype; ids compare
+            as int64 values.
         delta_var: radius within which a pixel is not pulled to its mean.
         delta_dist: two means are pushed apart when closer than ``2 * delta_dist``.
         alpha: weight of the variance (pull) term.
