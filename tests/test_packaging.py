@@ -6,10 +6,12 @@ import ast
 import email
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -20,6 +22,7 @@ import torch
 import discloss_cuda
 from build_tools import nvcc
 from discloss_cuda import _C, _ops
+from discloss_cuda.__main__ import facts
 
 ROOT = Path(__file__).resolve().parents[1]
 OPS = ("forward", "backward", "count_instances", "batch_offsets")
@@ -38,6 +41,30 @@ def test_stub_lists_the_build_facts() -> None:
     stub = ast.parse((ROOT / "discloss_cuda" / "_C.pyi").read_text())
     listed = {ast.unparse(node.target) for node in stub.body if isinstance(node, ast.AnnAssign)}
     assert listed == {name for name in vars(_C) if not name.startswith("__")}
+
+
+def test_printed_facts() -> None:
+    """``python -m discloss_cuda`` says what a bug report needs."""
+    command = [sys.executable, "-m", "discloss_cuda"]
+    output = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    printed = dict(re.split("  +", line, maxsplit=1) for line in output.splitlines())
+    assert printed["discloss_cuda"] == discloss_cuda.__version__
+    assert printed["module"] == _C.__file__
+    assert printed["torch"] == f"{torch.__version__}, built for {_C.built_for_torch}"
+    assert printed["CUDA of torch"] == str(torch.version.cuda or "none")
+    assert printed["backends"] == ", ".join(_ops.current().device_types)
+    assert printed["CUDA of the build"] == (_C.cuda_version or "none")
+    assert printed["architectures"] == (_C.cuda_architectures or "none")
+    assert printed["CPU"].startswith(torch.backends.cpu.get_cpu_capability())
+    if not torch.cuda.is_available():
+        assert printed["GPUs"] == "none visible"
+
+
+def test_printed_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = types.SimpleNamespace(name="NVIDIA H200", major=9, minor=0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda i: gpu)
+    assert facts()["GPUs"] == "NVIDIA H200 9.0, NVIDIA H200 9.0"
 
 
 @pytest.mark.parametrize("op", OPS)
