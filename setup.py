@@ -24,7 +24,7 @@ try:
 except ModuleNotFoundError as error:
     sys.exit(
         f"discloss_cuda is compiled against the torch that it will run with, but: {error}. "
-        "Install torch, setuptools and ninja, then: pip install --no-build-isolation ."
+        "Install torch, then: pip install ."
     )
 
 ROOT = Path(__file__).resolve().parent

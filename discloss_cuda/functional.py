@@ -375,8 +375,7 @@ def _check_inputs(embeddings: Tensor, labels: Tensor) -> None:
         raise ValueError(
             f"embeddings: expected a tensor on {' or '.join(supported)}, the backends of this "
             f"build of discloss_cuda, got one on {device}. The CUDA backend is built where nvcc is "
-            "found: install the CUDA toolkit and reinstall with FORCE_CUDA=1 "
-            "pip install --no-build-isolation ."
+            "found: install the CUDA toolkit and reinstall with FORCE_CUDA=1 pip install ."
         )
     _check_device("labels", labels, "embeddings", embeddings)
 
