@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import copy
 import io
 from collections.abc import Callable, Iterator
@@ -358,6 +359,20 @@ def test_checkpoint_and_saved_tensor_hooks(device: torch.device) -> None:
     with torch.autograd.graph.save_on_cpu():
         loss = discriminative_loss(x, labels)
     assert torch.equal(torch.autograd.grad(loss, x)[0], expected)
+
+
+@not_emulated
+def test_calls_from_several_threads(device: torch.device) -> None:
+    x, labels = _inputs(device)
+    expected = _gradient(lambda x: discriminative_loss(x, labels), x)
+
+    def gradients(repeats: int) -> list[Tensor]:
+        leaf = x.detach().clone().requires_grad_()
+        return [_gradient(lambda x: discriminative_loss(x, labels), leaf) for _ in range(repeats)]
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        for found in pool.map(gradients, [20] * 8):
+            assert all(torch.equal(gradient, expected) for gradient in found)
 
 
 def test_inference_mode_and_no_grad(device: torch.device) -> None:
