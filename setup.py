@@ -24,7 +24,7 @@ try:
 except ModuleNotFoundError as error:
     sys.exit(
         f"discloss_cuda is compiled against the torch that it will run with, but: {error}. "
-        "Install torch, setuptools and ninja, then: pip install --no-build-isolation ."
+        "Install torch, then: pip install ."
     )
 
 ROOT = Path(__file__).resolve().parent
@@ -144,7 +144,8 @@ if __name__ == "__main__":
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     major, minor, *_ = torch.__version__.split(".")
     setup(
-        install_requires=[f"torch=={major}.{minor}.*"],  # what is compiled for one fits no other
+        # What is compiled for one torch fits no other; typing_extensions comes with torch.
+        install_requires=[f"torch=={major}.{minor}.*", "typing_extensions"],
         ext_modules=[compiled_module(cuda_toolkit())],
         cmdclass={"build_ext": BuildModule},
     )

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import _C, reference  # noqa: F401  (importing _C registers the ops)
+from . import _C, _vmap, reference  # noqa: F401  (importing _C registers the ops)
 
 __all__ = ["DiscriminativeLossFunction", "apply", "current", "use"]
 
@@ -148,7 +148,7 @@ def _fake_batch_offsets(batch: Tensor, batch_size: int) -> Tensor:
 
 
 def bind(namespace: str) -> Ops:
-    """Give the ops of a namespace their fake kernels, and backward its gradient."""
+    """Give the ops of a namespace fake kernels and batching rules, and backward its gradient."""
     library = torch.library
     library.register_fake(f"{namespace}::forward", _fake_forward)
     library.register_fake(f"{namespace}::backward", _fake_backward)
@@ -158,6 +158,15 @@ def bind(namespace: str) -> Ops:
     backward = ops.backward.default
     library.register_autograd(
         f"{namespace}::backward", _backward_second, setup_context=_save_second
+    )
+    # offsets are the third argument of forward, the sixth of backward
+    library.register_vmap(f"{namespace}::forward", _vmap.batching_rule(ops.forward.default, 2))
+    library.register_vmap(f"{namespace}::backward", _vmap.batching_rule(backward, 5))
+    library.register_vmap(
+        f"{namespace}::count_instances", _vmap.count_instances(ops.count_instances.default)
+    )
+    library.register_vmap(
+        f"{namespace}::batch_offsets", _vmap.batch_offsets(ops.batch_offsets.default)
     )
     has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
     return Ops(
@@ -198,8 +207,6 @@ def use(ops: Ops) -> Iterator[None]:
 class _BackwardFunction(torch.autograd.Function):
     """The backward op for ``torch.func``, differentiable once more."""
 
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(*arguments: Any) -> Tensor:
         gradient: Tensor = _current.backward(*arguments)
@@ -207,6 +214,7 @@ class _BackwardFunction(torch.autograd.Function):
 
     setup_context = staticmethod(_save_second)
     backward = staticmethod(_backward_second)
+    vmap = staticmethod(_vmap.batching_rule(lambda *a: _BackwardFunction.apply(*a), 5))  # type: ignore[no-untyped-call]
 
 
 class DiscriminativeLossFunction(torch.autograd.Function):
@@ -216,8 +224,6 @@ class DiscriminativeLossFunction(torch.autograd.Function):
     loss, variance, distance and regularization, each ``[B]`` and differentiable, then what
     backward needs. :func:`discloss_cuda.discriminative_loss` is the function to call.
     """
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(*arguments: Any) -> tuple[Tensor, ...]:
@@ -242,6 +248,8 @@ class DiscriminativeLossFunction(torch.autograd.Function):
             return (None,) * 11
         gradient = _BackwardFunction.apply(*of_terms, *ctx.saved_tensors, *ctx.numbers)  # type: ignore[no-untyped-call]
         return (gradient, *(None,) * 10)
+
+    vmap = staticmethod(_vmap.batching_rule(lambda *a: DiscriminativeLossFunction.apply(*a), 2))  # type: ignore[no-untyped-call]
 
 
 def apply(

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import Any, Literal, Unpack, overload
 
 import torch
 from torch import Tensor
 
 from . import _ops
+from ._options import Options, PackedOptions
 from .terms import DiscriminativeLossTerms
 
 __all__ = ["discriminative_loss", "discriminative_loss_packed"]
@@ -18,6 +19,26 @@ __all__ = ["discriminative_loss", "discriminative_loss_packed"]
 REDUCTIONS = ("none", "mean", "sum")
 
 
+@overload
+def discriminative_loss(
+    embeddings: Tensor,
+    labels: Tensor,
+    *,
+    return_terms: Literal[False] = False,
+    **options: Unpack[Options],
+) -> Tensor: ...
+@overload
+def discriminative_loss(
+    embeddings: Tensor,
+    labels: Tensor,
+    *,
+    return_terms: Literal[True],
+    **options: Unpack[Options],
+) -> DiscriminativeLossTerms: ...
+@overload
+def discriminative_loss(
+    embeddings: Tensor, labels: Tensor, *, return_terms: bool, **options: Unpack[Options]
+) -> Tensor | DiscriminativeLossTerms: ...
 def discriminative_loss(
     embeddings: Tensor,  # [B, D, *spatial]
     labels: Tensor,  # [B, *spatial]
@@ -32,7 +53,7 @@ def discriminative_loss(
     max_instances: int | None = None,
     reduction: str = "mean",
     return_terms: bool = False,
-) -> Any:
+) -> Tensor | DiscriminativeLossTerms:
     r"""Discriminative loss for instance embeddings of images, volumes, clips or clouds.
 
     De Brabandere, Neven, Van Gool, "Semantic Instance Segmentation with a Discriminative Loss
@@ -58,9 +79,10 @@ def discriminative_loss(
         embeddings: ``[B, D, *spatial]`` with one or more spatial axes; float32, float64, float16
             or bfloat16. Contiguous and channels-last tensors, and slices of them along batch or
             channel, are read in place; other strides cost one copy.
-        labels: ``[B, *spatial]``, the instance id of each pixel; bool, int8, int16, int32, int64,
-            uint8 or uint16. Ids are compared as int64 values and need not be consecutive,
-            positive or small. Over a clip ``[B, T, H, W]`` an id is one instance in all frames.
+        labels: ``[B, *spatial]``, or ``[B, 1, *spatial]`` as MONAI has them (no copy is made): the
+            instance id of each pixel; bool, int8, int16, int32, int64, uint8 or uint16. Ids are
+            compared as int64 values and need not be consecutive, positive or small. Over a clip
+            ``[B, T, H, W]`` an id is one instance in all frames.
         delta_var: pixels nearer than this to their mean are not pulled, >= 0.
         delta_dist: means further apart than ``2 * delta_dist`` are not pushed, >= 0.
         alpha: weight of the variance (pull) term.
@@ -97,6 +119,8 @@ def discriminative_loss(
         tensor([[[-0.2498,  0.2503,  0.0005,  0.0000]]])
     """
     _check_inputs(embeddings, labels)
+    if labels.dim() == embeddings.dim():
+        labels = _without_channel(embeddings, labels)
     return _loss(
         embeddings,
         labels,
@@ -109,6 +133,33 @@ def discriminative_loss(
     )
 
 
+@overload
+def discriminative_loss_packed(
+    embeddings: Tensor,
+    labels: Tensor,
+    offsets: Tensor | None = None,
+    *,
+    return_terms: Literal[False] = False,
+    **options: Unpack[PackedOptions],
+) -> Tensor: ...
+@overload
+def discriminative_loss_packed(
+    embeddings: Tensor,
+    labels: Tensor,
+    offsets: Tensor | None = None,
+    *,
+    return_terms: Literal[True],
+    **options: Unpack[PackedOptions],
+) -> DiscriminativeLossTerms: ...
+@overload
+def discriminative_loss_packed(
+    embeddings: Tensor,
+    labels: Tensor,
+    offsets: Tensor | None = None,
+    *,
+    return_terms: bool,
+    **options: Unpack[PackedOptions],
+) -> Tensor | DiscriminativeLossTerms: ...
 def discriminative_loss_packed(
     embeddings: Tensor,  # [N_total, D]
     labels: Tensor,  # [N_total]
@@ -126,7 +177,7 @@ def discriminative_loss_packed(
     max_instances: int | None = None,
     reduction: str = "mean",
     return_terms: bool = False,
-) -> Any:
+) -> Tensor | DiscriminativeLossTerms:
     """:func:`discriminative_loss` of point clouds of different sizes, one behind the other.
 
     Cloud b is the points ``offsets[b]:offsets[b + 1]``, or those with ``batch == b``. A cloud may
@@ -170,6 +221,15 @@ def discriminative_loss_packed(
         check_reduction(reduction),
         return_terms,
     )
+
+
+def _without_channel(embeddings: Tensor, labels: Tensor) -> Tensor:
+    """A view ``[B, *spatial]`` of ``[B, 1, *spatial]``; any other shape is left to the op's checks.
+
+    ``[B, *spatial]`` has an axis less than the embeddings, so no shape can mean both.
+    """
+    images, _, *spatial = embeddings.shape
+    return labels.squeeze(1) if labels.shape == (images, 1, *spatial) else labels
 
 
 def _loss(
@@ -315,8 +375,7 @@ def _check_inputs(embeddings: Tensor, labels: Tensor) -> None:
         raise ValueError(
             f"embeddings: expected a tensor on {' or '.join(supported)}, the backends of this "
             f"build of discloss_cuda, got one on {device}. The CUDA backend is built where nvcc is "
-            "found: install the CUDA toolkit and reinstall with FORCE_CUDA=1 "
-            "pip install --no-build-isolation ."
+            "found: install the CUDA toolkit and reinstall with FORCE_CUDA=1 pip install ."
         )
     _check_device("labels", labels, "embeddings", embeddings)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Generic, Literal, Unpack, overload
 
 from torch import Tensor, nn
+from typing_extensions import TypeVar
 
+from ._options import Options
 from .functional import (
     check_ignore_label,
     check_max_instances,
@@ -14,11 +16,15 @@ from .functional import (
     check_reduction,
     discriminative_loss,
 )
+from .terms import DiscriminativeLossTerms
 
 __all__ = ["DiscriminativeLoss"]
 
+# What a call returns, by ``return_terms``; only type checkers ask.
+Result = TypeVar("Result", bound=Tensor | DiscriminativeLossTerms, default=Tensor)
 
-class DiscriminativeLoss(nn.Module):
+
+class DiscriminativeLoss(nn.Module, Generic[Result]):
     """:func:`discloss_cuda.discriminative_loss` with its keywords fixed at construction.
 
     Has no parameters and no buffers. The arguments, formula and errors are those of the function;
@@ -26,7 +32,7 @@ class DiscriminativeLoss(nn.Module):
 
     Shape:
         - embeddings: ``[B, D, *spatial]``
-        - labels: ``[B, *spatial]``
+        - labels: ``[B, *spatial]`` or ``[B, 1, *spatial]``
         - output: scalar, ``[B]`` with ``reduction="none"``, or a named tuple of four with
           ``return_terms=True``
 
@@ -40,6 +46,27 @@ class DiscriminativeLoss(nn.Module):
         tensor(0., grad_fn=<MeanBackward0>)
     """
 
+    @overload
+    def __init__(
+        self: DiscriminativeLoss[Tensor],
+        *,
+        return_terms: Literal[False] = False,
+        **options: Unpack[Options],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: DiscriminativeLoss[DiscriminativeLossTerms],
+        *,
+        return_terms: Literal[True],
+        **options: Unpack[Options],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: DiscriminativeLoss[Tensor | DiscriminativeLossTerms],
+        *,
+        return_terms: bool,
+        **options: Unpack[Options],
+    ) -> None: ...
     def __init__(
         self,
         *,
@@ -68,9 +95,14 @@ class DiscriminativeLoss(nn.Module):
         self.reduction = check_reduction(reduction)
         self.return_terms = return_terms
 
-    def forward(self, embeddings: Tensor, labels: Tensor) -> Any:
+    if TYPE_CHECKING:
+
+        def __call__(self, embeddings: Tensor, labels: Tensor) -> Result:
+            """As ``forward``; the one of ``nn.Module`` is typed to return anything."""
+
+    def forward(self, embeddings: Tensor, labels: Tensor) -> Result:
         """The loss of a batch; see :func:`discloss_cuda.discriminative_loss`."""
-        return discriminative_loss(
+        return discriminative_loss(  # type: ignore[return-value]
             embeddings,
             labels,
             delta_var=self.delta_var,

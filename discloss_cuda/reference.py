@@ -14,13 +14,35 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Literal, Unpack, overload
 
 import torch
 from torch import Tensor
 
+from ._options import Options, PackedOptions
 from .terms import DiscriminativeLossTerms
 
 
+@overload
+def discriminative_loss(
+    embeddings: Tensor,
+    labels: Tensor,
+    *,
+    return_terms: Literal[False] = False,
+    **options: Unpack[Options],
+) -> Tensor: ...
+@overload
+def discriminative_loss(
+    embeddings: Tensor,
+    labels: Tensor,
+    *,
+    return_terms: Literal[True],
+    **options: Unpack[Options],
+) -> DiscriminativeLossTerms: ...
+@overload
+def discriminative_loss(
+    embeddings: Tensor, labels: Tensor, *, return_terms: bool, **options: Unpack[Options]
+) -> Tensor | DiscriminativeLossTerms: ...
 def discriminative_loss(
     embeddings: Tensor,  # [B, D, *spatial]
     labels: Tensor,  # [B, *spatial]
@@ -42,7 +64,8 @@ def discriminative_loss(
 
     Args:
         embeddings: ``[B, D, *spatial]``, float16, bfloat16, float32 or float64.
-        labels: ``[B, *spatial]``, bool or any integer dtype; ids compare as int64 values.
+        labels: ``[B, *spatial]`` or ``[B, 1, *spatial]``, bool or any integer dtype; ids compare
+            as int64 values.
         delta_var: radius within which a pixel is not pulled to its mean.
         delta_dist: two means are pushed apart when closer than ``2 * delta_dist``.
         alpha: weight of the variance (pull) term.
@@ -72,6 +95,33 @@ def discriminative_loss(
     return _weigh_and_reduce(*terms, alpha, beta, gamma, reduction, return_terms)
 
 
+@overload
+def discriminative_loss_packed(
+    embeddings: Tensor,
+    labels: Tensor,
+    offsets: Tensor | None = None,
+    *,
+    return_terms: Literal[False] = False,
+    **options: Unpack[PackedOptions],
+) -> Tensor: ...
+@overload
+def discriminative_loss_packed(
+    embeddings: Tensor,
+    labels: Tensor,
+    offsets: Tensor | None = None,
+    *,
+    return_terms: Literal[True],
+    **options: Unpack[PackedOptions],
+) -> DiscriminativeLossTerms: ...
+@overload
+def discriminative_loss_packed(
+    embeddings: Tensor,
+    labels: Tensor,
+    offsets: Tensor | None = None,
+    *,
+    return_terms: bool,
+    **options: Unpack[PackedOptions],
+) -> Tensor | DiscriminativeLossTerms: ...
 def discriminative_loss_packed(
     embeddings: Tensor,  # [N_total, D]
     labels: Tensor,  # [N_total]

@@ -61,3 +61,18 @@ def test_links(page: Path) -> None:
     ]
     missing = [target for target in local if not (page.parent / target).exists()]
     assert missing == []
+
+
+def test_tests_named_in_tables_exist() -> None:
+    """Every row of docs/pytorch.md names its tests, and they are there."""
+    page = (ROOT / "docs" / "pytorch.md").read_text()
+    rows = [line for line in page.splitlines() if line.startswith("| ")]
+    rows = [row for row in rows if not row.startswith(("| feature |", "| --- |"))]
+    assert len(rows) > 30
+    for row in rows:
+        named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", row.rsplit("|", 2)[1])
+        assert named, row
+        for file, test in named:
+            source = ROOT / "tests" / file
+            assert source.exists(), row
+            assert f"def {test}(" in source.read_text(), row

@@ -206,11 +206,41 @@ DENSE = {
         ValueError,
         "embeddings: expected at least one channel, got [2, 0, 3, 5]",
     ),
-    "labels with a channel axis": (
-        labels(2, 1, 3, 5),
+    "labels with two channels": (
+        labels(2, 2, 3, 5),
         ValueError,
         "labels: expected shape [B, *spatial] = [2, 3, 5] for embeddings of shape [2, 4, 3, 5], "
-        "got [2, 1, 3, 5]",
+        "got [2, 2, 3, 5]",
+    ),
+    "labels with a channel axis, of another image size": (
+        labels(2, 1, 5, 3),
+        ValueError,
+        "labels: expected shape [B, *spatial] = [2, 3, 5] for embeddings of shape [2, 4, 3, 5], "
+        "got [2, 1, 5, 3]",
+    ),
+    "labels with a channel axis, of another batch size": (
+        labels(3, 1, 3, 5),
+        ValueError,
+        "labels: expected shape [B, *spatial] = [2, 3, 5] for embeddings of shape [2, 4, 3, 5], "
+        "got [3, 1, 3, 5]",
+    ),
+    "labels with two channel axes": (
+        labels(2, 1, 1, 3, 5),
+        ValueError,
+        "labels: expected shape [B, *spatial] = [2, 3, 5] for embeddings of shape [2, 4, 3, 5], "
+        "got [2, 1, 1, 3, 5]",
+    ),
+    "labels with the channel axis first": (
+        labels(1, 2, 3, 5),
+        ValueError,
+        "labels: expected shape [B, *spatial] = [2, 3, 5] for embeddings of shape [2, 4, 3, 5], "
+        "got [1, 2, 3, 5]",
+    ),
+    "labels with the channel axis last": (
+        labels(2, 3, 5, 1),
+        ValueError,
+        "labels: expected shape [B, *spatial] = [2, 3, 5] for embeddings of shape [2, 4, 3, 5], "
+        "got [2, 3, 5, 1]",
     ),
     "labels of another image size": (
         labels(2, 5, 3),
@@ -433,7 +463,7 @@ def test_device_without_backend(device_type: str) -> None:
             f"got one on {device_type}:0. ",
         ) as caught:
             discriminative_loss(**arguments)
-        assert "FORCE_CUDA=1 pip install --no-build-isolation" in str(caught.value)
+        assert "FORCE_CUDA=1 pip install ." in str(caught.value)
         with raises(ValueError, "embeddings: expected a tensor on cpu, "):
             discriminative_loss_packed(**packed(torch.device(device_type, 0)))
 

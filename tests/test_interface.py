@@ -6,6 +6,7 @@ import copy
 import fractions
 import inspect
 import io
+import math
 import pickle
 from collections.abc import Callable
 from typing import Any
@@ -13,12 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from op_calls import OpCalls
 from torch import Tensor
 
 import discloss_cuda
 from discloss_cuda import (
     DiscriminativeLoss,
     DiscriminativeLossTerms,
+    _ops,
     discriminative_loss,
     discriminative_loss_packed,
     reference,
@@ -183,6 +186,35 @@ def test_images_are_independent(problem: tuple[Tensor, Tensor]) -> None:
     for b in range(3):
         alone = discriminative_loss(embeddings[b : b + 1], labels[b : b + 1])
         torch.testing.assert_close(each[b], alone)
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 24), (3, 5, 4, 6), (3, 1, 4, 6), (3, 5, 4, 3, 2)])
+@pytest.mark.parametrize("max_instances", [None, 4])
+def test_labels_with_a_channel_axis(
+    shape: tuple[int, ...], max_instances: int | None, problem: tuple[Tensor, Tensor]
+) -> None:
+    """``[B, 1, *spatial]``, contiguous or one channel of several."""
+    x = problem[0].detach().flatten()[: math.prod(shape)].reshape(shape).requires_grad_()
+    labels = problem[1].reshape(shape[0], *shape[2:])
+    options: dict[str, Any] = {"ignore_label": 0, "max_instances": max_instances}
+    expected = discriminative_loss(x, labels, **options)
+    with_channel = torch.stack([labels, labels + 1], 1)[:, :1]
+    for given in (labels.unsqueeze(1), with_channel):
+        for function in (discriminative_loss, DiscriminativeLoss(**options)):
+            keywords = options if function is discriminative_loss else {}
+            loss = function(x, given, **keywords)
+            assert torch.equal(loss, expected)
+        assert function(x, given).grad_fn is not None
+        torch.testing.assert_close(reference.discriminative_loss(x, given, **options), expected)
+
+
+def test_a_channel_axis_costs_no_copy_of_the_labels(problem: tuple[Tensor, Tensor]) -> None:
+    labels = problem[1].unsqueeze(1)
+    with OpCalls(_ops.current().forward) as op:
+        discriminative_loss(problem[0], labels, max_instances=4)
+    ((_, given, *_),) = op.calls
+    assert given.shape == (3, 4, 6)
+    assert given.data_ptr() == labels.data_ptr()
 
 
 def test_packed_by_offsets_and_by_batch(problem: tuple[Tensor, Tensor]) -> None:

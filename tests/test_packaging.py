@@ -6,10 +6,16 @@ import ast
 import email
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
+import tomllib
+import types
+import venv
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -20,6 +26,7 @@ import torch
 import discloss_cuda
 from build_tools import nvcc
 from discloss_cuda import _C, _ops
+from discloss_cuda.__main__ import facts
 
 ROOT = Path(__file__).resolve().parents[1]
 OPS = ("forward", "backward", "count_instances", "batch_offsets")
@@ -38,6 +45,30 @@ def test_stub_lists_the_build_facts() -> None:
     stub = ast.parse((ROOT / "discloss_cuda" / "_C.pyi").read_text())
     listed = {ast.unparse(node.target) for node in stub.body if isinstance(node, ast.AnnAssign)}
     assert listed == {name for name in vars(_C) if not name.startswith("__")}
+
+
+def test_printed_facts() -> None:
+    """``python -m discloss_cuda`` says what a bug report needs."""
+    command = [sys.executable, "-m", "discloss_cuda"]
+    output = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    printed = dict(re.split("  +", line, maxsplit=1) for line in output.splitlines())
+    assert printed["discloss_cuda"] == discloss_cuda.__version__
+    assert printed["module"] == _C.__file__
+    assert printed["torch"] == f"{torch.__version__}, built for {_C.built_for_torch}"
+    assert printed["CUDA of torch"] == str(torch.version.cuda or "none")
+    assert printed["backends"] == ", ".join(_ops.current().device_types)
+    assert printed["CUDA of the build"] == (_C.cuda_version or "none")
+    assert printed["architectures"] == (_C.cuda_architectures or "none")
+    assert printed["CPU"].startswith(torch.backends.cpu.get_cpu_capability())
+    if not torch.cuda.is_available():
+        assert printed["GPUs"] == "none visible"
+
+
+def test_printed_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = types.SimpleNamespace(name="NVIDIA H200", major=9, minor=0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda i: gpu)
+    assert facts()["GPUs"] == "NVIDIA H200 9.0, NVIDIA H200 9.0"
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -262,7 +293,7 @@ def test_cuda_is_optional(
 
 
 def test_torch_is_missing(tmp_path: Path) -> None:
-    """As under pip's build isolation."""
+    """setup.py by itself, without the backend."""
     (tmp_path / "torch.py").write_text("raise ModuleNotFoundError(\"No module named 'torch'\")")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     result = subprocess.run(
@@ -274,4 +305,99 @@ def test_torch_is_missing(tmp_path: Path) -> None:
     )
     assert result.returncode != 0
     assert "No module named 'torch'" in result.stderr
-    assert "pip install --no-build-isolation ." in result.stderr
+    assert "Install torch, then: pip install ." in result.stderr
+
+
+# --- build isolation ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def isolated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A build environment as pip makes one, offline: a Python without torch, a folder with nothing
+    but setuptools, and a ``sitecustomize.py`` that hides the packages of that Python."""
+    folder = tmp_path_factory.mktemp("isolated")
+    venv.create(folder / "venv", symlinks=True)
+    listed = folder / "listed"
+    listed.mkdir()
+    for package in ("setuptools", "_distutils_hack"):
+        spec = importlib.util.find_spec(package)
+        assert spec is not None
+        assert spec.origin is not None
+        (listed / package).symlink_to(Path(spec.origin).parent)
+    (folder / "site").mkdir()
+    (folder / "site" / "sitecustomize.py").write_text(
+        "import site, sys\n"
+        "before = sys.path[:]\n"
+        "for folder in [*site.getsitepackages(), *site.getsitepackages([sys.base_prefix])]:\n"
+        "    site.addsitedir(folder, known_paths=set())\n"
+        "hidden = sys.path[len(before):]  # with what .pth files add\n"
+        f"sys.path = [p for p in before if p not in hidden] + [{str(listed)!r}]\n"
+    )
+    return folder
+
+
+@pytest.fixture
+def small_project(tmp_path: Path) -> Path:
+    """The way of building of the package, with nothing to compile."""
+    project = tmp_path / "project"
+    shutil.copytree(ROOT / "build_tools", project / "build_tools")
+    pyproject = (ROOT / "pyproject.toml").read_text()
+    (project / "pyproject.toml").write_text(pyproject[: pyproject.index("[project]")])
+    (project / "setup.py").write_text(
+        "import setuptools, torch\n"
+        "setuptools.setup(name='small', version='1', py_modules=[], "
+        "install_requires=[f'torch=={torch.__version__}'])\n"
+    )
+    return project
+
+
+def call_hook(isolated: Path, project: Path, hook: str) -> subprocess.CompletedProcess[str]:
+    """What a front end does: the backend of pyproject.toml, in a new process, in the project."""
+    system = tomllib.loads((project / "pyproject.toml").read_text())["build-system"]
+    assert not [name for name in system["requires"] if name.startswith("torch")]
+    code = (
+        f"import sys; sys.path[:0] = {system['backend-path']}; "
+        f"import {system['build-backend']} as backend; print(backend.{hook})"
+    )
+    return subprocess.run(
+        [str(isolated / "venv" / "bin" / "python"), "-c", code],
+        cwd=project,
+        env={**os.environ, "PYTHONPATH": str(isolated / "site"), "PYTHONNOUSERSITE": "1"},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_isolated_build_takes_the_torch_that_is_installed(
+    isolated: Path, small_project: Path
+) -> None:
+    """Here torch is shared with this Python by a .pth file, as editable installs are."""
+    shared = sysconfig.get_path("purelib", vars={"base": str(isolated / "venv")})
+    (Path(shared) / "shared.pth").write_text(f"{Path(torch.__file__).parents[1]}\n")
+    try:
+        result = call_hook(
+            isolated, small_project, "get_requires_for_build_wheel(), backend.build_wheel('.')"
+        )
+    finally:
+        (Path(shared) / "shared.pth").unlink()
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-1].startswith("[] ")  # nothing more is to be downloaded
+    (wheel,) = small_project.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        metadata = archive.read("small-1.dist-info/METADATA").decode()
+    assert f"Requires-Dist: torch=={torch.__version__}\n" in metadata
+
+
+@pytest.mark.parametrize(
+    "hook",
+    ["get_requires_for_build_wheel()", "get_requires_for_build_editable()", "build_sdist('.')"],
+)
+def test_isolated_build_without_torch_fails_at_once(
+    isolated: Path, small_project: Path, hook: str
+) -> None:
+    result = call_hook(isolated, small_project, hook)
+    assert result.returncode != 0
+    assert "Install torch there, then: pip install ." in result.stderr
+    assert str(isolated / "venv") in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not [*small_project.glob("*.tar.gz"), *small_project.glob("*.egg-info")]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import copy
+import io
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,8 +21,13 @@ from discloss_cuda import (
     reference,
 )
 
-# torch.compile imports parts of torch that torch itself has deprecated.
-pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+# torch.compile and torch.export use parts of torch that torch itself has deprecated.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning"),
+]
+# What concerns the graph alone need not run on the emulated kernels too.
+not_emulated = pytest.mark.parametrize("device", ["cpu", "cuda"], indirect=True)
 
 NUMBERS = (0.5, 1.5, 1.0, 1.0, 0.001, 2)  # the op's hyper-parameters
 
@@ -216,6 +223,132 @@ def test_function_and_op_are_the_same(device: torch.device) -> None:
     assert torch.equal(ours, expected)
 
 
+@not_emulated
+def test_compiled_training_step(device: torch.device) -> None:
+    """Network, loss and step as one graph, with a backward that is compiled too."""
+    images, labels = _inputs(device, torch.float32)
+    criterion = DiscriminativeLoss(ignore_label=0)
+    found = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        model = torch.nn.Conv2d(3, 4, 3, padding=1).to(device)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+
+        def loss_of(images: Tensor, model: torch.nn.Module = model) -> Any:
+            return criterion(model(images), labels)
+
+        function = torch.compile(loss_of, fullgraph=True, backend="aot_eager")
+        for _ in range(3):
+            optimizer.zero_grad()
+            if compiled:
+                compiler = torch.compile(backend="aot_eager", fullgraph=True)
+                with torch._dynamo.compiled_autograd._enable(compiler):
+                    function(images.detach()).backward()
+            else:
+                loss_of(images.detach()).backward()
+            optimizer.step()
+        found.append([parameter.detach() for parameter in model.parameters()])
+    torch.testing.assert_close(*found)
+
+
+@not_emulated
+def test_compiled_double_backward_is_refused(device: torch.device) -> None:
+    """torch.compile has no second derivatives, of any function, and says so."""
+    x, labels = _inputs(device)
+    compiled = torch.compile(
+        lambda x: discriminative_loss(x, labels), fullgraph=True, backend="aot_eager"
+    )
+    with torch._functorch.config.patch(donated_buffer=False):
+        (gradient,) = torch.autograd.grad(compiled(x), x, create_graph=True)
+        with pytest.raises(RuntimeError, match="does not currently support double backward"):
+            torch.autograd.grad(gradient.square().sum(), x)
+
+
+@not_emulated
+def test_export_with_dynamic_shapes_saved_and_loaded(device: torch.device) -> None:
+    x, labels = _inputs(device)
+    criterion = DiscriminativeLoss(ignore_label=0)
+    auto = torch.export.Dim.AUTO
+    dynamic = {"embeddings": {0: auto, 2: auto, 3: auto}, "labels": {0: auto, 1: auto, 2: auto}}
+    program = torch.export.export(criterion, (x.detach(), labels), dynamic_shapes=dynamic)
+    file = io.BytesIO()
+    torch.export.save(program.run_decompositions(), file)
+    file.seek(0)
+    loaded = torch.export.load(file).module()
+    for images, height, width in ((2, 6, 10), (1, 5, 7)):
+        part = x.detach()[:images, :, :height, :width].clone().requires_grad_()
+        its_labels = labels[:images, :height, :width].contiguous()
+        torch.testing.assert_close(loaded(part, its_labels), criterion(part, its_labels))
+        torch.testing.assert_close(
+            _gradient(lambda x, y=its_labels: loaded(x, y), part),
+            _gradient(lambda x, y=its_labels: criterion(x, y), part),
+        )
+
+
+class _Step(torch.nn.Module):
+    """A network with the loss in its forward."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.network = torch.nn.Conv2d(3, 4, 1).to(device, torch.float64)
+        self.criterion = DiscriminativeLoss(ignore_label=0, max_instances=3)
+
+    def forward(self, images: Tensor, labels: Tensor) -> Any:
+        return self.criterion(self.network(images), labels)
+
+
+@not_emulated
+def test_exported_backward(device: torch.device) -> None:
+    """The graph of forward and backward together, as torch.export.experimental makes it."""
+    from torch.export.experimental import _export_forward_backward
+
+    x, labels = _inputs(device)
+    step = _Step(device)
+    program = torch.export.export(step, (x.detach(), labels), strict=True)
+    joint = _export_forward_backward(program)
+    names = [str(node.target) for node in joint.graph.nodes]
+    assert any("backward" in name for name in names)
+    parameters = [parameter.detach() for parameter in step.parameters()]
+    loss, *gradients = joint.graph_module(*parameters, x.detach(), labels)
+    step(x.detach(), labels).backward()
+    torch.testing.assert_close(loss, step(x.detach(), labels).detach())
+    for ours, parameter in zip(gradients, step.parameters(), strict=True):
+        torch.testing.assert_close(ours, parameter.grad)
+
+
+@pytest.mark.slow
+@not_emulated
+def test_aot_inductor_package(device: torch.device, tmp_path: Any) -> None:
+    """Compiled to a package ahead of time; what runs it must import discloss_cuda."""
+    x, labels = _inputs(device, torch.float32)
+    criterion = DiscriminativeLoss(ignore_label=0, max_instances=3)
+    program = torch.export.export(criterion, (x.detach(), labels))
+    path = torch._inductor.aoti_compile_and_package(
+        program,
+        package_path=f"{tmp_path}/loss.pt2",
+        inductor_configs={"aot_inductor.compile_wrapper_opt_level": "O0"},
+    )
+    loaded = torch._inductor.aoti_load_package(path)
+    torch.testing.assert_close(loaded(x.detach(), labels), criterion(x.detach(), labels))
+
+
+@not_emulated
+def test_functional_call_and_make_fx(device: torch.device) -> None:
+    x, labels = _inputs(device)
+    step = _Step(device)
+    parameters = {name: value.detach() for name, value in step.named_parameters()}
+
+    def loss(parameters: dict[str, Tensor]) -> Any:
+        return torch.func.functional_call(step, parameters, (x.detach(), labels))
+
+    step(x.detach(), labels).backward()
+    expected = {name: value.grad for name, value in step.named_parameters()}
+    torch.testing.assert_close(torch.func.grad(loss)(parameters), expected)
+    traced = torch.fx.experimental.proxy_tensor.make_fx(torch.func.grad(loss))(parameters)
+    torch.testing.assert_close(traced(parameters), expected)
+
+
 def test_checkpoint_and_saved_tensor_hooks(device: torch.device) -> None:
     x, labels = _inputs(device)
     expected = _gradient(lambda x: discriminative_loss(x, labels), x)
@@ -226,6 +359,20 @@ def test_checkpoint_and_saved_tensor_hooks(device: torch.device) -> None:
     with torch.autograd.graph.save_on_cpu():
         loss = discriminative_loss(x, labels)
     assert torch.equal(torch.autograd.grad(loss, x)[0], expected)
+
+
+@not_emulated
+def test_calls_from_several_threads(device: torch.device) -> None:
+    x, labels = _inputs(device)
+    expected = _gradient(lambda x: discriminative_loss(x, labels), x)
+
+    def gradients(repeats: int) -> list[Tensor]:
+        leaf = x.detach().clone().requires_grad_()
+        return [_gradient(lambda x: discriminative_loss(x, labels), leaf) for _ in range(repeats)]
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        for found in pool.map(gradients, [20] * 8):
+            assert all(torch.equal(gradient, expected) for gradient in found)
 
 
 def test_inference_mode_and_no_grad(device: torch.device) -> None:
