@@ -11,6 +11,11 @@ import torch
 
 torch.set_num_threads(1)
 
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--seed", type=int, default=0, help="of the emulated schedules (default: 0)")
+
+
 _DEVICES = ("cpu", pytest.param("cuda_emulated", marks=pytest.mark.emulated), "cuda")
 
 
@@ -36,7 +41,7 @@ def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
         ops = request.getfixturevalue("emulated_ops")
         # Another order of threads for every test; on one multiprocessor a block visits many tiles,
         # on four there are many blocks. Also repairs a device whose kernel failed in another test.
-        seed = zlib.crc32(request.node.nodeid.encode())
+        seed = zlib.crc32(request.node.nodeid.encode(), request.config.getoption("--seed"))
         emulator.device().configure(seed=seed, multiprocessors=1 if seed % 2 else 4)
         with _ops.use(ops):
             yield torch.device("cpu")
