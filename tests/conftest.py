@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import zlib
 from collections.abc import Iterator
 from typing import Any
@@ -29,6 +30,21 @@ def emulated_ops() -> Any:
     return _ops.bind(emulator.load())
 
 
+@contextlib.contextmanager
+def filled_memory() -> Iterator[None]:
+    """While it lasts, at::empty gives NaN, the greatest integers, and bytes 0xFF (a workspace).
+
+    That is what torch's deterministic mode does (torch.utils.deterministic): what a kernel fails to
+    write, or reads before it is written, is seen in the result.
+    """
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
 @pytest.fixture(params=_DEVICES)
 def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
     """Where the tensors go. With "cuda_emulated" that is the CPU, and the ops are the kernels of
@@ -39,11 +55,12 @@ def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
         from discloss_cuda import _ops
 
         ops = request.getfixturevalue("emulated_ops")
-        # Another order of threads for every test; on one multiprocessor a block visits many tiles,
-        # on four there are many blocks. Also repairs a device whose kernel failed in another test.
-        seed = zlib.crc32(request.node.nodeid.encode(), request.config.getoption("--seed"))
+        # Another order of threads for every test and seed. On one multiprocessor a block visits
+        # many tiles, on four there are many blocks. Also repairs a device whose kernel failed in
+        # another test.
+        seed = zlib.crc32(request.node.nodeid.encode()) + request.config.getoption("--seed")
         emulator.device().configure(seed=seed, multiprocessors=1 if seed % 2 else 4)
-        with _ops.use(ops):
+        with _ops.use(ops), filled_memory():
             yield torch.device("cpu")
         return
     if request.param == "cuda" and not torch.cuda.is_available():
