@@ -18,14 +18,14 @@ from dataclasses import dataclass
 from run import COPY, ROOT, copy_extension, copy_tree, run_in_copy
 
 SEEDS = range(4)
-# Many tiles and one, more channels than a tile holds, more instances than a block has threads,
-# instances in one image and in none, both kinds of batch, both norms.
+# Many tiles (the last one shorter) and one, more channels than a tile holds, more instances than a
+# block has threads, instances in one image and in none, both kinds of batch, both norms.
 CASES = (
     "two_hundred_instances",
     "d100",
     "mixed_counts",
     "image_d16",
-    "long_d8",
+    "long_d16",
     "norm1_d33",
     "clouds_long_d8",
 )

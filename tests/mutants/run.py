@@ -38,8 +38,8 @@ class Mutant:
     @property
     def needs_build(self) -> bool:
         """Whether the bug is looked for in what setup.py compiles (the emulator builds itself)."""
-        in_sources = "+++ b/csrc/" in self.patch.read_text()
-        return in_sources and "cuda_emulated" not in " ".join(self.tests)
+        in_sources = re.search(r"^\+\+\+ b/csrc/(?!cuda/)", self.patch.read_text(), re.MULTILINE)
+        return in_sources is not None and "cuda_emulated" not in " ".join(self.tests)
 
 
 def read_mutants(names: list[str]) -> list[Mutant]:
