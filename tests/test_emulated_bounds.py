@@ -86,7 +86,7 @@ def test_access_outside_is_reported_with_its_line(mistake: int, what: str, line:
 def test_package_kernels_stay_inside_of_their_tensors() -> None:
     chosen = " or ".join(f"emulated-{name}]" for name in CASES)
     tests = ("tests/test_values.py", "-k", f"test_every_case and ({chosen})")
-    flags = ("-q", "-n", "0", "-p", "no:cacheprovider")
+    flags = ("-q", "-s", "-n", "0", "-p", "no:cacheprovider")  # the report is not to be captured
     result = under_address_sanitizer("-m", "pytest", *flags, *tests)
     assert result.returncode == 0, result.stdout
     assert f"{len(CASES)} passed" in result.stdout
