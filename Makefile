@@ -19,13 +19,21 @@ endif
 # benchmarks/ and tests/ see the package in place.
 export PYTHONPATH = $(CURDIR)
 
-.PHONY: test bench build mutants lint format clean
+.PHONY: test test-all bench build mutants lint format clean
 
 test: build
 	$(python) -m pytest $(PYTEST_FLAGS)
 
 bench: build
 	$(python) benchmarks/bench_loss.py --quick
+
+# Without a limit of time: other schedules of the emulated kernels, long runs of the properties, every
+# barrier removed, every seeded bug.
+test-all: test
+	for seed in 1 2 3 4 5; do $(python) -m pytest $(PYTEST_FLAGS) -m emulated --seed $$seed || exit 1; done
+	$(python) -m pytest $(PYTEST_FLAGS) tests/test_properties.py --hypothesis-profile long
+	$(python) tests/mutants/barriers.py
+	$(python) tests/mutants/run.py
 
 # Shows that the tests notice seeded bugs; takes about half an hour.
 mutants: build

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from discloss_cuda import (
     DiscriminativeLossTerms,
+    _ops,
     discriminative_loss,
     discriminative_loss_packed,
     reference,
@@ -57,6 +58,19 @@ def test_nothing_gives_zero_with_a_live_graph(
         (grad,) = torch.autograd.grad(loss.sum(), x)
         assert torch.equal(grad, torch.zeros_like(x))
         assert grad.dtype == dtype
+
+
+def test_rows_without_an_instance_are_zero(device: torch.device) -> None:
+    case, rows = get_case("mixed_counts"), 41
+    x = case.embeddings.to(device, torch.float32)
+    results = _ops.current().forward(
+        x, case.labels.to(device), None, rows, 0.5, 1.5, 1.0, 1.0, 0.001, 2, [0]
+    )
+    _, _, _, _, _, instances, *tables = results
+    empty = torch.arange(rows, device=device) >= instances[:, None]
+    assert instances.tolist() == [0, 1, 2, 39]
+    for table in tables:  # counts, means, pull, push
+        assert not table[empty].any()
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])

@@ -59,9 +59,12 @@ def test_any_order_of_threads_and_blocks(kind: str, emulated_ops: _ops.Ops) -> N
 
 def test_the_deterministic_flag_changes_nothing(device: torch.device) -> None:
     embeddings, labels = _inputs("cells", device)
-    expected = discriminative_loss(embeddings, labels)
-    torch.use_deterministic_algorithms(True)
+    before = torch.are_deterministic_algorithms_enabled()
+    losses = []
     try:
-        assert torch.equal(discriminative_loss(embeddings, labels), expected)
+        for flag in (False, True):
+            torch.use_deterministic_algorithms(flag)
+            losses.append(discriminative_loss(embeddings, labels))
     finally:
-        torch.use_deterministic_algorithms(False)
+        torch.use_deterministic_algorithms(before)
+    assert torch.equal(*losses)

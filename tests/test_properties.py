@@ -9,19 +9,11 @@ from typing import Any
 import pytest
 import torch
 from cases import INT64_MAX, INT64_MIN
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from discloss_cuda import discriminative_loss, discriminative_loss_packed
-
-# The device fixture stays as it is while hypothesis varies the rest.
-several_times = settings(
-    max_examples=20,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
 
 IGNORED = -7
 
@@ -75,7 +67,6 @@ def assert_same(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> None:
         torch.testing.assert_close(mine, other, rtol=1e-10, atol=1e-12)
 
 
-@several_times
 @given(problem=problems())
 def test_ids_may_be_renamed(device: torch.device, problem: Problem) -> None:
     p = problem
@@ -87,7 +78,6 @@ def test_ids_may_be_renamed(device: torch.device, problem: Problem) -> None:
     assert_same(renamed, outcome(device, p.x, p.labels, **p.options))
 
 
-@several_times
 @given(problem=problems())
 def test_pixels_may_be_permuted(device: torch.device, problem: Problem) -> None:
     p = problem
@@ -97,7 +87,6 @@ def test_pixels_may_be_permuted(device: torch.device, problem: Problem) -> None:
     assert_same(outcome(device, x, labels, **p.options), (terms, grad.flatten(2)[..., order]))
 
 
-@several_times
 @given(problem=problems())
 def test_ignored_pixels_change_nothing(device: torch.device, problem: Problem) -> None:
     p = problem
@@ -110,7 +99,6 @@ def test_ignored_pixels_change_nothing(device: torch.device, problem: Problem) -
     assert torch.equal(grad * (p.labels == IGNORED)[:, None], torch.zeros_like(grad))
 
 
-@several_times
 @given(problem=problems())
 def test_a_batch_is_the_mean_of_its_images(device: torch.device, problem: Problem) -> None:
     p = problem
@@ -125,7 +113,6 @@ def test_a_batch_is_the_mean_of_its_images(device: torch.device, problem: Proble
     torch.testing.assert_close(mean.cpu(), terms[0].mean(), rtol=1e-12, atol=0)
 
 
-@several_times
 @given(problem=problems())
 def test_without_regularization_a_translation_changes_nothing(
     device: torch.device, problem: Problem
@@ -144,7 +131,6 @@ def test_without_regularization_a_translation_changes_nothing(
     assert_same(without(p.x + shift), without(p.x.clone()))
 
 
-@several_times
 @given(problem=problems())
 def test_packed_is_dense(device: torch.device, problem: Problem) -> None:
     p = problem
@@ -155,7 +141,6 @@ def test_packed_is_dense(device: torch.device, problem: Problem) -> None:
     assert_same(outcome(device, x, p.labels.flatten(), offsets, **p.options), (terms, rows))
 
 
-@several_times
 @given(problem=problems())
 def test_spatial_axes_may_be_flattened(device: torch.device, problem: Problem) -> None:
     p = problem
@@ -164,7 +149,6 @@ def test_spatial_axes_may_be_flattened(device: torch.device, problem: Problem) -
     assert_same(flat, (terms, grad.flatten(2)))
 
 
-@several_times
 @given(problem=problems())
 def test_channels_last_is_contiguous(device: torch.device, problem: Problem) -> None:
     p = problem
@@ -173,7 +157,6 @@ def test_channels_last_is_contiguous(device: torch.device, problem: Problem) -> 
     assert_same(last, outcome(device, p.x, p.labels, **p.options))
 
 
-@several_times
 @given(problem=problems(), room=st.integers(0, 40))
 def test_room_for_more_instances_changes_nothing(
     device: torch.device, problem: Problem, room: int

@@ -4,6 +4,8 @@
 // slot or writes the tile back. Both memory layouts and all dtypes meet only in load and store.
 #pragma once
 
+#include <cstring>
+
 #include "launch.h"
 #include "portability.cuh"
 
@@ -111,7 +113,10 @@ __device__ __forceinline__ void store_tile(const accscalar_t* tile, int pitch,
       for (int e = 0; e < kVector; ++e) {
         vector.values[e] = round_to<scalar_t>(from[e * step]);
       }
-      *reinterpret_cast<Vector<scalar_t>*>(to) = vector;
+      uint4 bits;
+      memcpy(&bits, &vector, sizeof(bits));
+      // A plain assignment compiles to a store for each value.
+      __stwb(reinterpret_cast<uint4*>(to), bits);
     }
   });
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import os
 import subprocess
@@ -39,11 +40,12 @@ FLAGS = (
 
 # For kernels: checks whose reports come to undefined_behaviour.cpp and races.cpp, and the line
 # numbers that the latter names.
-CHECKED = (
-    "-fsanitize=alignment,null,bounds,shift,signed-integer-overflow,integer-divide-by-zero",
-    "-fsanitize=thread",
-    "-g1",
-)
+UNDEFINED = "-fsanitize=alignment,null,bounds,shift,signed-integer-overflow,integer-divide-by-zero"
+CHECKED = (UNDEFINED, "-fsanitize=thread", "-g1")
+
+# Instead of races, accesses outside of allocated memory and of a block's shared memory. Stacks are
+# left out: AddressSanitizer knows nothing of fibers.
+CHECKED_BOUNDS = (UNDEFINED, "-fsanitize=address", "--param=asan-stack=0", "-g1")
 
 
 @dataclass(frozen=True)
@@ -58,9 +60,14 @@ def emulator_sources() -> list[Source]:
     return [Source(HERE / name) for name in EMULATOR_SOURCES]
 
 
+def finds_bounds() -> bool:
+    """Whether this process runs under AddressSanitizer, for which kernels are compiled then."""
+    return hasattr(ctypes.CDLL(None), "__asan_init")
+
+
 def kernel_source(path: Path) -> Source:
     """CUDA code, kernels and launchers, as C++."""
-    return Source(path, ("-x", "c++", *CHECKED))
+    return Source(path, ("-x", "c++", *(CHECKED_BOUNDS if finds_bounds() else CHECKED)))
 
 
 def _ninja_file(sources: Sequence[Source], library: str, link_flags: Sequence[str]) -> str:
@@ -87,6 +94,9 @@ def _ninja_file(sources: Sequence[Source], library: str, link_flags: Sequence[st
 
 def build(name: str, sources: Sequence[Source], link_flags: Sequence[str] = ()) -> Path:
     """The shared library of these sources, compiled as far as it is not up to date."""
+    if finds_bounds():
+        name = f"{name}_bounds"
+        link_flags = [*link_flags, "-fsanitize=address"]
     folder = BUILD / name
     folder.mkdir(parents=True, exist_ok=True)
     library = f"{name}.so"
@@ -95,7 +105,11 @@ def build(name: str, sources: Sequence[Source], link_flags: Sequence[str] = ()) 
         (folder / "build.ninja").write_text(_ninja_file(sources, library, link_flags))
         jobs = os.environ.get("MAX_JOBS", "2")
         ninja = [sys.executable, "-m", "ninja", "-C", str(folder), "-j", jobs, library]
-        result = subprocess.run(ninja, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        # The compiler is not to run under a sanitizer that this process runs under.
+        environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+        result = subprocess.run(
+            ninja, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+        )
     if result.returncode != 0:
         raise RuntimeError(f"the emulator does not compile:\n{result.stdout}")
     return folder / library

@@ -13,6 +13,10 @@
 #include "fiber.h"
 #include "races.h"
 
+// Of AddressSanitizer's runtime library, where a process has it.
+extern "C" __attribute__((weak)) void __asan_poison_memory_region(const volatile void* begin,
+                                                                  std::size_t bytes);
+
 uint3 threadIdx;
 uint3 blockIdx;
 dim3 blockDim;
@@ -250,6 +254,13 @@ void give_shared_memory(Block& block, std::size_t bytes) {
     ++block.shared;
   }
   forget_accesses(block.shared, bytes);
+  if (__asan_poison_memory_region != nullptr) {
+    unsigned char* begin = block.shared_with_red_zones.data();
+    unsigned char* end = begin + block.shared_with_red_zones.size();
+    __asan_poison_memory_region(begin, static_cast<std::size_t>(block.shared - begin));
+    __asan_poison_memory_region(block.shared + bytes,
+                                static_cast<std::size_t>(end - block.shared) - bytes);
+  }
 }
 
 void check_red_zones(Block& block) {

@@ -323,6 +323,10 @@ T __ldcs(const T* pointer, EMULATOR_HERE) {
   return *emulator::aligned(pointer, here);
 }
 template <typename T>
+void __stwb(T* pointer, std::type_identity_t<T> value, EMULATOR_HERE) {
+  *emulator::aligned(pointer, here) = value;
+}
+template <typename T>
 void __stcs(T* pointer, std::type_identity_t<T> value, EMULATOR_HERE) {
   *emulator::aligned(pointer, here) = value;
 }

@@ -24,6 +24,9 @@ enum Mistake {
   kWildPointer,
   kOutsideArray,
   kTrap,
+  kReadOutsideBuffer,
+  kWriteOutsideBuffer,
+  kReadOutsideSharedMemory,
 };
 
 constexpr unsigned kFullMask = 0xffffffffu;
@@ -214,6 +217,15 @@ __global__ void mistakes_kernel(float* data, int mistake) {
       break;
     case kOutsideArray:
       data[threadIdx.x] = kTable[threadIdx.x % 5];
+      break;
+    case kReadOutsideBuffer:
+      data[threadIdx.x] += data[threadIdx.x + 5];
+      break;
+    case kWriteOutsideBuffer:
+      data[threadIdx.x + 5] = 1;
+      break;
+    case kReadOutsideSharedMemory:
+      data[threadIdx.x] = shared[threadIdx.x + 1];
       break;
     case kTrap:
       if (threadIdx.x == 5) {

@@ -38,8 +38,8 @@ class Mutant:
     @property
     def needs_build(self) -> bool:
         """Whether the bug is looked for in what setup.py compiles (the emulator builds itself)."""
-        in_sources = "+++ b/csrc/" in self.patch.read_text()
-        return in_sources and "cuda_emulated" not in " ".join(self.tests)
+        in_sources = re.search(r"^\+\+\+ b/csrc/(?!cuda/)", self.patch.read_text(), re.MULTILINE)
+        return in_sources is not None and "cuda_emulated" not in " ".join(self.tests)
 
 
 def read_mutants(names: list[str]) -> list[Mutant]:
@@ -58,11 +58,24 @@ def read_mutants(names: list[str]) -> list[Mutant]:
 
 def run(*command: str | Path, quiet: bool = True) -> int:
     """Exit status of a command in the copy."""
+    result = run_in_copy(*command)
+    if not quiet:
+        print(result.stdout, end="", flush=True)
+    return result.returncode
+
+
+def run_in_copy(*command: str | Path) -> subprocess.CompletedProcess[str]:
+    """A command in the copy, with what it printed."""
     environment = {**os.environ, "PYTHONPATH": str(COPY), "FORCE_CUDA": "0"}
-    output = subprocess.DEVNULL if quiet else None
     return subprocess.run(
-        command, cwd=COPY, env=environment, stdout=output, stderr=output, check=False
-    ).returncode
+        command,
+        cwd=COPY,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
 
 
 def copy_tree() -> None:
