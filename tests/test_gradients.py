@@ -130,6 +130,7 @@ def _largest_allocation(device: torch.device, function: Callable[[], Any]) -> tu
     return result, max(event.nbytes() for event in events if event.name() == "[memory]")
 
 
+@pytest.mark.filterwarnings("ignore:.*Profiler clears events:UserWarning")  # torch 2.11
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "misaligned"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_only_a_gradient_is_as_large_as_the_embeddings(

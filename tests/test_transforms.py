@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.torch_version import TorchVersion
 
 from discloss_cuda import (
     DiscriminativeLoss,
@@ -30,6 +31,14 @@ pytestmark = [
 not_emulated = pytest.mark.parametrize("device", ["cpu", "cuda"], indirect=True)
 
 NUMBERS = (0.5, 1.5, 1.0, 1.0, 0.001, 2)  # the op's hyper-parameters
+
+# torch 2.11, tracing a second derivative with symbolic shapes, fails an assertion of its own.
+SECOND_DERIVATIVE_CHECKS = (
+    "test_schema",
+    "test_autograd_registration",
+    "test_faketensor",
+    *(["test_aot_dispatch_dynamic"] if TorchVersion(torch.__version__) >= "2.12" else []),
+)
 
 
 @pytest.fixture(autouse=True)
@@ -70,6 +79,7 @@ def test_opcheck(device: torch.device, dtype: torch.dtype, packed: bool) -> None
     torch.library.opcheck(
         ops.backward,
         (upstream.requires_grad_(), None, None, upstream, x, offsets, *results[4:], *NUMBERS),
+        test_utils=SECOND_DERIVATIVE_CHECKS,
     )
     torch.library.opcheck(ops.count_instances, (labels, offsets, [0]))
     torch.library.opcheck(ops.batch_offsets, (torch.tensor([0, 0, 2], device=device), 4))
