@@ -21,7 +21,7 @@ from torch.autograd import forward_ad
 
 from . import _C, _vmap, reference  # noqa: F401  (importing _C registers the ops)
 
-__all__ = ["DiscriminativeLossFunction", "apply", "current", "use"]
+__all__ = ["DiscriminativeLossFunction", "accumulate_dtype", "apply", "current", "use"]
 
 # The results of discloss_cuda::forward (csrc/discriminative_loss.h).
 NUM_TERMS = 4  # loss, variance, distance, regularization
@@ -36,6 +36,7 @@ class Ops:
     backward: Any
     count_instances: Any
     batch_offsets: Any
+    check_forward: Any
     device_types: tuple[str, ...]
 
 
@@ -116,6 +117,11 @@ def _reference_terms(
 # --- registration --------------------------------------------------------------------------------
 
 
+def accumulate_dtype(embeddings: Tensor) -> torch.dtype:
+    """The dtype of sums, loss and terms."""
+    return torch.float64 if embeddings.dtype == torch.float64 else torch.float32
+
+
 def _fake_forward(
     embeddings: Tensor,
     labels: Tensor,
@@ -124,7 +130,7 @@ def _fake_forward(
     *_: object,
 ) -> tuple[Tensor, ...]:
     images = embeddings.shape[0] if offsets is None else offsets.shape[0] - 1
-    accumulate = torch.float64 if embeddings.dtype == torch.float64 else torch.float32
+    accumulate = accumulate_dtype(embeddings)
     terms = [embeddings.new_empty((images,), dtype=accumulate) for _ in range(NUM_TERMS)]
     slots = labels.new_empty(labels.shape, dtype=torch.int32)
     instances = labels.new_empty((images,), dtype=torch.int64)
@@ -174,6 +180,7 @@ def bind(namespace: str) -> Ops:
         backward=backward,
         count_instances=ops.count_instances.default,
         batch_offsets=ops.batch_offsets.default,
+        check_forward=ops.check_forward.default,
         device_types=tuple(
             device
             for device, key in DISPATCH_KEYS.items()

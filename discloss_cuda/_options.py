@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
 
 class Options(TypedDict, total=False):
-    """The keywords of :func:`discloss_cuda.discriminative_loss`, all but ``return_terms``."""
+    """The keywords of all forms of the loss but ``return_terms``."""
 
     delta_var: float
     delta_dist: float
@@ -23,7 +26,18 @@ class Options(TypedDict, total=False):
 
 
 class PackedOptions(Options, total=False):
-    """Those of :func:`discloss_cuda.discriminative_loss_packed`."""
+    """With those of a packed batch."""
 
     batch: Tensor | None
     batch_size: int | None
+
+
+class ShardedOptions(Options, total=False):
+    """With those of :func:`discloss_cuda.discriminative_loss`, which the reference lacks."""
+
+    process_group: ProcessGroup | None
+    grad_scale: str
+
+
+class ShardedPackedOptions(PackedOptions, ShardedOptions, total=False):
+    """The keywords of :func:`discloss_cuda.discriminative_loss_packed`."""

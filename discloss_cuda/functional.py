@@ -5,18 +5,22 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Collection, Sequence
-from typing import Any, Literal, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
 import torch
 from torch import Tensor
 
-from . import _ops
-from ._options import Options, PackedOptions
+from . import _ops, _sharded
+from ._options import ShardedOptions, ShardedPackedOptions
 from .terms import DiscriminativeLossTerms
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 __all__ = ["discriminative_loss", "discriminative_loss_packed"]
 
 REDUCTIONS = ("none", "mean", "sum")
+GRAD_SCALES = ("exact", "ddp")
 
 
 @overload
@@ -25,7 +29,7 @@ def discriminative_loss(
     labels: Tensor,
     *,
     return_terms: Literal[False] = False,
-    **options: Unpack[Options],
+    **options: Unpack[ShardedOptions],
 ) -> Tensor: ...
 @overload
 def discriminative_loss(
@@ -33,11 +37,11 @@ def discriminative_loss(
     labels: Tensor,
     *,
     return_terms: Literal[True],
-    **options: Unpack[Options],
+    **options: Unpack[ShardedOptions],
 ) -> DiscriminativeLossTerms: ...
 @overload
 def discriminative_loss(
-    embeddings: Tensor, labels: Tensor, *, return_terms: bool, **options: Unpack[Options]
+    embeddings: Tensor, labels: Tensor, *, return_terms: bool, **options: Unpack[ShardedOptions]
 ) -> Tensor | DiscriminativeLossTerms: ...
 def discriminative_loss(
     embeddings: Tensor,  # [B, D, *spatial]
@@ -53,6 +57,8 @@ def discriminative_loss(
     max_instances: int | None = None,
     reduction: str = "mean",
     return_terms: bool = False,
+    process_group: ProcessGroup | None = None,
+    grad_scale: str = "exact",
 ) -> Tensor | DiscriminativeLossTerms:
     r"""Discriminative loss for instance embeddings of images, volumes, clips or clouds.
 
@@ -97,6 +103,17 @@ def discriminative_loss(
         reduction: "mean" over the B images, "sum", or "none" for one loss per image.
         return_terms: return :class:`DiscriminativeLossTerms`: the loss and the three unweighted
             terms, reduced like the loss and differentiable.
+        process_group: the ranks over which the pixels of each image are spread. Every rank calls
+            with the same B, D, dtypes and keywords, and with its own pixels, of any number; an
+            instance may have pixels on several ranks. Loss and terms are those of the whole
+            images, equal on all ranks. Needs ``max_instances``, which holds for all ranks
+            together; more is the same ``ValueError`` on each. Differentiable once; not under
+            ``torch.compile``, ``torch.func`` or forward-mode differentiation. On CUDA it waits
+            for the device.
+        grad_scale: with ``process_group``, whose gradient to give to this rank's pixels: "exact"
+            that of the loss, "ddp" that times the number of ranks, for
+            ``DistributedDataParallel``, which divides by it. The gradient takes the upstream
+            gradient of this rank, which has to be the same on all.
 
     Returns:
         A scalar, or ``[B]`` with ``reduction="none"``; float32, or float64 for float64
@@ -130,6 +147,8 @@ def discriminative_loss(
         check_max_instances(max_instances),
         check_reduction(reduction),
         return_terms,
+        process_group,
+        grad_scale,
     )
 
 
@@ -140,7 +159,7 @@ def discriminative_loss_packed(
     offsets: Tensor | None = None,
     *,
     return_terms: Literal[False] = False,
-    **options: Unpack[PackedOptions],
+    **options: Unpack[ShardedPackedOptions],
 ) -> Tensor: ...
 @overload
 def discriminative_loss_packed(
@@ -149,7 +168,7 @@ def discriminative_loss_packed(
     offsets: Tensor | None = None,
     *,
     return_terms: Literal[True],
-    **options: Unpack[PackedOptions],
+    **options: Unpack[ShardedPackedOptions],
 ) -> DiscriminativeLossTerms: ...
 @overload
 def discriminative_loss_packed(
@@ -158,7 +177,7 @@ def discriminative_loss_packed(
     offsets: Tensor | None = None,
     *,
     return_terms: bool,
-    **options: Unpack[PackedOptions],
+    **options: Unpack[ShardedPackedOptions],
 ) -> Tensor | DiscriminativeLossTerms: ...
 def discriminative_loss_packed(
     embeddings: Tensor,  # [N_total, D]
@@ -177,6 +196,8 @@ def discriminative_loss_packed(
     max_instances: int | None = None,
     reduction: str = "mean",
     return_terms: bool = False,
+    process_group: ProcessGroup | None = None,
+    grad_scale: str = "exact",
 ) -> Tensor | DiscriminativeLossTerms:
     """:func:`discriminative_loss` of point clouds of different sizes, one behind the other.
 
@@ -191,7 +212,7 @@ def discriminative_loss_packed(
             ``batch`` is given.
         batch: ``[N_total]`` int64, ascending index of each point's cloud.
         batch_size: B, with ``batch``. None: ``batch[-1] + 1``, which on CUDA reads one number
-            back to the host.
+            back to the host. Needed with ``process_group``.
 
     The other arguments, the result and the errors are those of :func:`discriminative_loss`. The
     values of ``offsets`` and ``batch`` are checked on the CPU by a ``ValueError``, on CUDA by a
@@ -211,6 +232,8 @@ def discriminative_loss_packed(
     """
     _check_inputs(embeddings, labels)
     parameters = check_parameters(delta_var, delta_dist, alpha, beta, gamma, norm)
+    if process_group is not None and batch is not None and batch_size is None:
+        raise ValueError("batch_size: expected an int with batch and process_group, got None")
     return _loss(
         embeddings,
         labels,
@@ -220,6 +243,8 @@ def discriminative_loss_packed(
         check_max_instances(max_instances),
         check_reduction(reduction),
         return_terms,
+        process_group,
+        grad_scale,
     )
 
 
@@ -241,12 +266,21 @@ def _loss(
     max_instances: int | None,
     reduction: str,
     return_terms: bool,
+    process_group: ProcessGroup | None,
+    grad_scale: str,
 ) -> Tensor | DiscriminativeLossTerms:
-    if max_instances is None:
-        if labels.device.type == "meta":
-            raise ValueError("max_instances: expected an int for meta tensors, got None")
-        max_instances = _ops.current().count_instances(labels, offsets, ignore_labels)
-    results = _ops.apply(embeddings, labels, offsets, max_instances, parameters, ignore_labels)
+    results: tuple[Tensor, ...]
+    if process_group is not None or grad_scale != "exact":
+        group, limit = check_sharding(process_group, grad_scale, max_instances)
+        results = _sharded.apply(
+            embeddings, labels, offsets, limit, parameters, ignore_labels, group, grad_scale
+        )
+    else:
+        if max_instances is None:
+            if labels.device.type == "meta":
+                raise ValueError("max_instances: expected an int for meta tensors, got None")
+            max_instances = _ops.current().count_instances(labels, offsets, ignore_labels)
+        results = _ops.apply(embeddings, labels, offsets, max_instances, parameters, ignore_labels)
     if return_terms:
         return DiscriminativeLossTerms(*(_reduce(result, reduction) for result in results))
     return _reduce(results[0], reduction)
@@ -364,6 +398,25 @@ def check_reduction(reduction: str) -> str:
     if reduction not in REDUCTIONS:
         raise ValueError(f'reduction: expected "none", "mean" or "sum", got {reduction!r}')
     return reduction
+
+
+def check_sharding(
+    process_group: ProcessGroup | None, grad_scale: str, max_instances: int | None
+) -> tuple[ProcessGroup, int]:
+    """The process group, and ``max_instances`` which it needs, as they are, or an error."""
+    if grad_scale not in GRAD_SCALES:
+        raise ValueError(f'grad_scale: expected "exact" or "ddp", got {grad_scale!r}')
+    if process_group is None:
+        raise ValueError(f'grad_scale: expected "exact" without process_group, got {grad_scale!r}')
+    available = torch.distributed.is_available()
+    if not available or not isinstance(process_group, torch.distributed.ProcessGroup):
+        raise TypeError(
+            "process_group: expected None or a torch.distributed.ProcessGroup that this process "
+            f"belongs to, got {_describe(process_group)}"
+        )
+    if max_instances is None:
+        raise ValueError("max_instances: expected an int with process_group, got None")
+    return process_group, max_instances
 
 
 def _check_inputs(embeddings: Tensor, labels: Tensor) -> None:

@@ -8,15 +8,19 @@ from typing import TYPE_CHECKING, Generic, Literal, Unpack, overload
 from torch import Tensor, nn
 from typing_extensions import TypeVar
 
-from ._options import Options
+from ._options import ShardedOptions
 from .functional import (
     check_ignore_label,
     check_max_instances,
     check_parameters,
     check_reduction,
+    check_sharding,
     discriminative_loss,
 )
 from .terms import DiscriminativeLossTerms
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 __all__ = ["DiscriminativeLoss"]
 
@@ -51,21 +55,21 @@ class DiscriminativeLoss(nn.Module, Generic[Result]):
         self: DiscriminativeLoss[Tensor],
         *,
         return_terms: Literal[False] = False,
-        **options: Unpack[Options],
+        **options: Unpack[ShardedOptions],
     ) -> None: ...
     @overload
     def __init__(
         self: DiscriminativeLoss[DiscriminativeLossTerms],
         *,
         return_terms: Literal[True],
-        **options: Unpack[Options],
+        **options: Unpack[ShardedOptions],
     ) -> None: ...
     @overload
     def __init__(
         self: DiscriminativeLoss[Tensor | DiscriminativeLossTerms],
         *,
         return_terms: bool,
-        **options: Unpack[Options],
+        **options: Unpack[ShardedOptions],
     ) -> None: ...
     def __init__(
         self,
@@ -80,6 +84,8 @@ class DiscriminativeLoss(nn.Module, Generic[Result]):
         max_instances: int | None = None,
         reduction: str = "mean",
         return_terms: bool = False,
+        process_group: ProcessGroup | None = None,
+        grad_scale: str = "exact",
     ) -> None:
         super().__init__()
         check_parameters(delta_var, delta_dist, alpha, beta, gamma, norm)
@@ -94,6 +100,10 @@ class DiscriminativeLoss(nn.Module, Generic[Result]):
         self.max_instances = check_max_instances(max_instances)
         self.reduction = check_reduction(reduction)
         self.return_terms = return_terms
+        if process_group is not None or grad_scale != "exact":
+            check_sharding(process_group, grad_scale, max_instances)
+        self.process_group = process_group
+        self.grad_scale = grad_scale
 
     if TYPE_CHECKING:
 
@@ -115,6 +125,8 @@ class DiscriminativeLoss(nn.Module, Generic[Result]):
             max_instances=self.max_instances,
             reduction=self.reduction,
             return_terms=self.return_terms,
+            process_group=self.process_group,
+            grad_scale=self.grad_scale,
         )
 
     def extra_repr(self) -> str:
@@ -130,5 +142,7 @@ class DiscriminativeLoss(nn.Module, Generic[Result]):
             "max_instances",
             "reduction",
             "return_terms",
+            "process_group",
+            "grad_scale",
         )
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)

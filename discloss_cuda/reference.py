@@ -290,12 +290,18 @@ def _number_instances(
     """
     ignore_labels = [ignore_label] if isinstance(ignore_label, int) else list(ignore_label or ())
     ids = labels.to(torch.int64)
-    kept = torch.ones_like(ids, dtype=torch.bool)
-    for ignored_id in ignore_labels:
-        kept &= ids != ignored_id
-    distinct, number = torch.unique(ids[kept], return_inverse=True)
-    slots[kept] = number
+    takes_part = kept(ids, ignore_labels)
+    distinct, number = torch.unique(ids[takes_part], return_inverse=True)
+    slots[takes_part] = number
     return int(distinct.numel())
+
+
+def kept(ids: Tensor, ignore_labels: Sequence[int]) -> Tensor:
+    """Which of some int64 ids are not ignored, bool of the shape of ``ids``."""
+    takes_part = torch.ones_like(ids, dtype=torch.bool)
+    for ignored_id in ignore_labels:
+        takes_part &= ids != ignored_id
+    return takes_part
 
 
 def _check_counts(counts: Sequence[int], max_instances: int | None) -> int:

@@ -40,6 +40,9 @@ DEFAULTS: dict[str, Any] = {
     "return_terms": False,
 }
 
+# What the reference does not have.
+SHARDED: dict[str, Any] = {"process_group": None, "grad_scale": "exact"}
+
 # A value other than the default for every keyword.
 OTHERS: dict[str, Any] = {
     "delta_var": 0.25,
@@ -79,18 +82,29 @@ def positional(function: Callable[..., object]) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "function", [discriminative_loss, DiscriminativeLoss, reference.discriminative_loss]
+    ("function", "defaults"),
+    [
+        (discriminative_loss, DEFAULTS | SHARDED),
+        (DiscriminativeLoss, DEFAULTS | SHARDED),
+        (reference.discriminative_loss, DEFAULTS),
+    ],
 )
-def test_keywords_and_defaults(function: Callable[..., object]) -> None:
-    assert keywords(function) == DEFAULTS
-    assert list(keywords(function)) == list(DEFAULTS)
+def test_keywords_and_defaults(function: Callable[..., object], defaults: dict[str, Any]) -> None:
+    assert keywords(function) == defaults
+    assert list(keywords(function)) == list(defaults)
 
 
 @pytest.mark.parametrize(
-    "function", [discriminative_loss_packed, reference.discriminative_loss_packed]
+    ("function", "defaults"),
+    [
+        (discriminative_loss_packed, DEFAULTS | SHARDED),
+        (reference.discriminative_loss_packed, DEFAULTS),
+    ],
 )
-def test_keywords_and_defaults_packed(function: Callable[..., object]) -> None:
-    assert keywords(function) == {"batch": None, "batch_size": None, **DEFAULTS}
+def test_keywords_and_defaults_packed(
+    function: Callable[..., object], defaults: dict[str, Any]
+) -> None:
+    assert keywords(function) == {"batch": None, "batch_size": None, **defaults}
     assert positional(function) == ["embeddings", "labels", "offsets"]
 
 
@@ -106,7 +120,7 @@ def test_annotations_are_those_of_the_reference() -> None:
     for name in ("discriminative_loss", "discriminative_loss_packed"):
         compiled = inspect.signature(getattr(discloss_cuda, name)).parameters
         plain = inspect.signature(getattr(reference, name)).parameters
-        assert {p: compiled[p].annotation for p in compiled} == {
+        assert {p: compiled[p].annotation for p in compiled if p not in SHARDED} == {
             p: plain[p].annotation for p in plain
         }
 
@@ -295,11 +309,12 @@ def test_module_is_the_function(name: str, problem: tuple[Tensor, Tensor]) -> No
 def test_repr() -> None:
     assert repr(DiscriminativeLoss()) == (
         "DiscriminativeLoss(delta_var=0.5, delta_dist=1.5, alpha=1.0, beta=1.0, gamma=0.001, "
-        "norm=2, ignore_label=None, max_instances=None, reduction='mean', return_terms=False)"
+        "norm=2, ignore_label=None, max_instances=None, reduction='mean', return_terms=False, "
+        "process_group=None, grad_scale='exact')"
     )
     text = repr(DiscriminativeLoss(**OTHERS))
     assert repr(eval(text)) == text
-    assert keywords_of(text) == OTHERS
+    assert keywords_of(text) == OTHERS | SHARDED
 
 
 def keywords_of(text: str) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from typing import assert_type
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from discloss_cuda import (
     DiscriminativeLoss,
@@ -46,6 +47,13 @@ def functions(x: Tensor, labels: Tensor, offsets: Tensor, flag: bool) -> None:
     assert_type(reference.discriminative_loss_packed(x, labels, offsets), Tensor)
 
 
+def shards(x: Tensor, labels: Tensor, offsets: Tensor, group: ProcessGroup | None) -> None:
+    assert_type(discriminative_loss(x, labels, max_instances=9, process_group=group), Tensor)
+    assert_type(discriminative_loss_packed(x, labels, offsets, process_group=group), Tensor)
+    criterion = DiscriminativeLoss(max_instances=9, process_group=group, grad_scale="ddp")
+    assert_type(criterion(x, labels), Tensor)
+
+
 class Trainer(torch.nn.Module):
     criterion: DiscriminativeLoss  # without an argument: the one that returns a tensor
 
@@ -68,6 +76,8 @@ def wrong(x: Tensor, labels: Tensor) -> None:
     discriminative_loss(x)  # expected: call-overload
     DiscriminativeLoss(ignore_label="0")  # expected: arg-type
     DiscriminativeLoss()(x)  # expected: call-arg
+    discriminative_loss(x, labels, process_group="gloo")  # expected: call-overload
+    reference.discriminative_loss(x, labels, process_group=None)  # expected: call-overload
     DiscriminativeLoss(return_terms=True)(x, labels).backward()  # expected: attr-defined
 """
 
