@@ -105,6 +105,19 @@ def test_compile_fullgraph(device: torch.device, backend: str, max_instances: in
             torch.testing.assert_close(compiled(x, fewer), loss(x, fewer), rtol=1e-12, atol=0)
 
 
+def test_compile_reduce_overhead(device: torch.device) -> None:
+    """On CUDA as a CUDA graph, which is replayed with other numbers."""
+    x, labels = _inputs(device)
+
+    def loss(x: Tensor) -> Tensor:
+        return discriminative_loss(2 * x, labels, max_instances=5)
+
+    compiled = torch.compile(loss, fullgraph=True, mode="reduce-overhead")
+    for step in range(4):
+        moved = (x.detach() + 0.1 * step).requires_grad_()
+        torch.testing.assert_close(_gradient(compiled, moved), _gradient(loss, moved))
+
+
 def test_compile_dynamic_shapes(device: torch.device) -> None:
     def loss(x: Tensor, labels: Tensor) -> Any:
         return discriminative_loss(x, labels, return_terms=True, reduction="none")

@@ -80,9 +80,11 @@ struct ImageIds {
 
 namespace detail {
 
-// slots = numbers of the ids; or null where only the ids are wanted.
+// The three below: slots = numbers of the ids; or null where only the ids are wanted.
+
+// One look into the table for each run of equal ids.
 template <typename label_t>
-void number_part(const label_t* labels, int64_t begin, int64_t end, IdTable& table,
+void number_runs(const label_t* labels, int64_t begin, int64_t end, IdTable& table,
                  int32_t* slots) {
   for (int64_t i = begin; i < end;) {
     const label_t label = labels[i];
@@ -95,6 +97,51 @@ void number_part(const label_t* labels, int64_t begin, int64_t end, IdTable& tab
       std::fill(slots + first, slots + i, number);
     }
   }
+}
+
+// For ids that change from pixel to pixel: the numbers of all ids from `least` on in an array.
+template <typename label_t>
+void number_singly(const label_t* labels, int64_t begin, int64_t end, int64_t least, int64_t span,
+                   IdTable& table, int32_t* slots) {
+  std::vector<int32_t> numbers(static_cast<size_t>(span), -1);
+  for (int64_t i = begin; i < end; ++i) {
+    const auto id = static_cast<int64_t>(labels[i]);
+    int32_t& number = numbers[static_cast<size_t>(id - least)];
+    if (number < 0) {
+      number = table.number_of(id);
+    }
+    if (slots != nullptr) {
+      slots[i] = number;
+    }
+  }
+}
+
+// Whether ids change from pixel to pixel, as far as the first ones tell.
+template <typename label_t>
+bool changes_often(const label_t* labels, int64_t begin, int64_t end) {
+  const int64_t last = std::min<int64_t>(end, begin + 1024);
+  int64_t changes = 0;
+  for (int64_t i = begin + 1; i < last; ++i) {
+    changes += labels[i] != labels[i - 1];
+  }
+  return 4 * changes > last - begin;
+}
+
+template <typename label_t>
+void number_part(const label_t* labels, int64_t begin, int64_t end, IdTable& table,
+                 int32_t* slots) {
+  if (changes_often(labels, begin, end)) {
+    const auto [least, most] = std::minmax_element(labels + begin, labels + end);
+    const auto span = static_cast<uint64_t>(static_cast<int64_t>(*most)) -
+                      static_cast<uint64_t>(static_cast<int64_t>(*least));
+    // No longer than the pixels are worth, and short enough for the second-level cache.
+    if (span < std::min<uint64_t>(1 << 16, static_cast<uint64_t>(end - begin))) {
+      number_singly(labels, begin, end, static_cast<int64_t>(*least),
+                    static_cast<int64_t>(span) + 1, table, slots);
+      return;
+    }
+  }
+  number_runs(labels, begin, end, table, slots);
 }
 
 // All ids in ascending order, without those to be ignored.
