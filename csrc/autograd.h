@@ -8,6 +8,8 @@
 
 #include <array>
 #include <optional>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "discriminative_loss.h"
@@ -58,12 +60,11 @@ class Autograd : public torch::autograd::Function<Autograd<kNamespace>> {
   }
 
   static Variables backward(Context* context, const Variables& gradients) {
-    const auto given = [&](size_t term) {
-      const at::Tensor& gradient = gradients[term];
-      return gradient.defined() ? std::optional<at::Tensor>(gradient) : std::nullopt;
+    const auto given = [](const at::Tensor& tensor) {
+      return tensor.defined() ? std::optional<at::Tensor>(tensor) : std::nullopt;
     };
-    const std::array<std::optional<at::Tensor>, 4> of_terms = {given(0), given(1), given(2),
-                                                               given(3)};
+    const std::array<std::optional<at::Tensor>, 4> of_terms = {
+        given(gradients[0]), given(gradients[1]), given(gradients[2]), given(gradients[3])};
     Variables of_inputs(11);
     if (of_terms[0] || of_terms[1] || of_terms[2] || of_terms[3]) {
       static const auto op = op_named<BackwardFunction>("backward");
@@ -74,12 +75,11 @@ class Autograd : public torch::autograd::Function<Autograd<kNamespace>> {
       if (!at::GradMode::is_enabled()) {
         guard.emplace();
       }
-      const auto offsets = saved[1].defined() ? std::optional<at::Tensor>(saved[1]) : std::nullopt;
       const std::vector<double> numbers = context->saved_data["numbers"].toDoubleVector();
-      of_inputs[0] =
-          op.call(of_terms[0], of_terms[1], of_terms[2], of_terms[3], saved[0], offsets, saved[2],
-                  saved[3], saved[4], saved[5], saved[6], saved[7], numbers[0], numbers[1],
-                  numbers[2], numbers[3], numbers[4], context->saved_data["norm"].toInt());
+      of_inputs[0] = op.call(of_terms[0], of_terms[1], of_terms[2], of_terms[3], saved[0],
+                             given(saved[1]), saved[2], saved[3], saved[4], saved[5], saved[6],
+                             saved[7], numbers[0], numbers[1], numbers[2], numbers[3], numbers[4],
+                             context->saved_data["norm"].toInt());
     }
     return of_inputs;
   }

@@ -120,6 +120,18 @@ inline void check_offset_values(const int64_t* offsets, int64_t images, int64_t 
                     ", got ", offsets[images]);
 }
 
+// The checks of forward by themselves, offsets on any device included, for callers that have to
+// know before they meet other processes.
+inline void check_arguments(const at::Tensor& embeddings, const at::Tensor& labels,
+                            const std::optional<at::Tensor>& offsets, int64_t max_instances,
+                            double delta_var, double delta_dist, int64_t norm) {
+  check_forward(embeddings, labels, offsets, max_instances, delta_var, delta_dist, norm);
+  if (offsets.has_value()) {
+    const at::Tensor on_host = offsets->cpu().contiguous();
+    check_offset_values(on_host.const_data_ptr<int64_t>(), on_host.numel() - 1, labels.numel());
+  }
+}
+
 inline void check_batch(const at::Tensor& batch, int64_t batch_size) {
   check_int64_vector("batch", batch);
   TORCH_CHECK_VALUE(batch_size >= 0, "batch_size: expected a number >= 0, got ", batch_size);

@@ -34,23 +34,23 @@ struct ForwardResult {
   at::Tensor pull;       // [B, M, D] accscalar_t   2/(K N_k) sum_{i in k} h_i d|v_i|
   at::Tensor push;       // [B, M, D] accscalar_t   d L_dist / d mu_k
 
-  // Uninitialised results for a batch; every element is to be written.
+  // Results for a batch, made by make(sizes, options); slots, of which every element is written, by
+  // at::empty.
+  template <typename Make>
   static ForwardResult allocate(const at::Tensor& embeddings, const at::Tensor& labels,
-                                int64_t images, int64_t max_instances) {
+                                int64_t images, int64_t max_instances, const Make& make) {
     const auto numbers = embeddings.options().dtype(
         embeddings.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
     const auto integers = embeddings.options().dtype(at::kLong);
-    const auto per_image = [&] { return at::empty({images}, numbers); };
-    const auto table = [&] {
-      return at::empty({images, max_instances, embeddings.size(1)}, numbers);
-    };
+    const auto per_image = [&] { return make({images}, numbers); };
+    const auto table = [&] { return make({images, max_instances, embeddings.size(1)}, numbers); };
     return {per_image(),
             per_image(),
             per_image(),
             per_image(),
             at::empty(labels.sizes(), embeddings.options().dtype(at::kInt)),
-            at::empty({images}, integers),
-            at::empty({images, max_instances}, integers),
+            make({images}, integers),
+            make({images, max_instances}, integers),
             table(),
             table(),
             table()};

@@ -7,18 +7,6 @@
 
 namespace discloss {
 
-// The checks of forward by themselves, offsets on any device included, for callers that have to
-// know before they meet other processes.
-inline void check_arguments(const at::Tensor& embeddings, const at::Tensor& labels,
-                            const std::optional<at::Tensor>& offsets, int64_t max_instances,
-                            double delta_var, double delta_dist, int64_t norm) {
-  check_forward(embeddings, labels, offsets, max_instances, delta_var, delta_dist, norm);
-  if (offsets.has_value()) {
-    const at::Tensor on_host = offsets->cpu().contiguous();
-    check_offset_values(on_host.const_data_ptr<int64_t>(), on_host.numel() - 1, labels.numel());
-  }
-}
-
 // Shapes and meanings of all arguments and results: discriminative_loss.h.
 inline void define_schemas(torch::Library& library) {
   library.def(

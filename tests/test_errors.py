@@ -206,48 +206,23 @@ DENSE = {
         ValueError,
         "embeddings: expected at least one channel, got [2, 0, 3, 5]",
     ),
-    "labels with two channels": (
-        labels(2, 2, 3, 5),
-        ValueError,
-        "labels: expected shape [B, *spatial] = [2, 3, 5] for embeddings of shape [2, 4, 3, 5], "
-        "got [2, 2, 3, 5]",
-    ),
-    "labels with a channel axis, of another image size": (
-        labels(2, 1, 5, 3),
-        ValueError,
-        "labels: expected shape [B, *spatial] = [2, 3, 5] for embeddings of shape [2, 4, 3, 5], "
-        "got [2, 1, 5, 3]",
-    ),
-    "labels with a channel axis, of another batch size": (
-        labels(3, 1, 3, 5),
-        ValueError,
-        "labels: expected shape [B, *spatial] = [2, 3, 5] for embeddings of shape [2, 4, 3, 5], "
-        "got [3, 1, 3, 5]",
-    ),
-    "labels with two channel axes": (
-        labels(2, 1, 1, 3, 5),
-        ValueError,
-        "labels: expected shape [B, *spatial] = [2, 3, 5] for embeddings of shape [2, 4, 3, 5], "
-        "got [2, 1, 1, 3, 5]",
-    ),
-    "labels with the channel axis first": (
-        labels(1, 2, 3, 5),
-        ValueError,
-        "labels: expected shape [B, *spatial] = [2, 3, 5] for embeddings of shape [2, 4, 3, 5], "
-        "got [1, 2, 3, 5]",
-    ),
-    "labels with the channel axis last": (
-        labels(2, 3, 5, 1),
-        ValueError,
-        "labels: expected shape [B, *spatial] = [2, 3, 5] for embeddings of shape [2, 4, 3, 5], "
-        "got [2, 3, 5, 1]",
-    ),
-    "labels of another image size": (
-        labels(2, 5, 3),
-        ValueError,
-        "labels: expected shape [B, *spatial] = [2, 3, 5] for embeddings of shape [2, 4, 3, 5], "
-        "got [2, 5, 3]",
-    ),
+    **{
+        name: (
+            labels(*shape),
+            ValueError,
+            "labels: expected shape [B, *spatial] = [2, 3, 5] for embeddings of shape "
+            f"[2, 4, 3, 5], got {list(shape)}",
+        )
+        for name, shape in {
+            "labels with two channels": (2, 2, 3, 5),
+            "labels with a channel axis, of another image size": (2, 1, 5, 3),
+            "labels with a channel axis, of another batch size": (3, 1, 3, 5),
+            "labels with two channel axes": (2, 1, 1, 3, 5),
+            "labels with the channel axis first": (1, 2, 3, 5),
+            "labels with the channel axis last": (2, 3, 5, 1),
+            "labels of another image size": (2, 5, 3),
+        }.items()
+    },
     "too many instances asked for": (
         lambda device: {"max_instances": 2**31},
         ValueError,

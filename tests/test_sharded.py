@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import datetime
 import itertools
 import re
 from collections.abc import Callable, Iterator
@@ -15,6 +14,8 @@ import pytest
 import torch
 from budget import DTYPES, Outcome, assert_within_budget, run
 from cases import DENSE, LABEL_DTYPES, PACKED, Case, get_case, labels_of_dtype
+from op_calls import OpCalls
+from ranks import join, spawn
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -36,32 +37,12 @@ FUNCTIONS = (discriminative_loss, discriminative_loss_packed)
 # What concerns the graph alone need not run on the emulated kernels too.
 not_emulated = pytest.mark.parametrize("device", ["cpu", "cuda"], indirect=True)
 
-TIMEOUT = 30  # seconds; a rank that never comes is an error then
 
+class Collectives(OpCalls):
+    """Within it every call of an op of torch.distributed is listed."""
 
-def join(rank: int, store: distributed.Store, world_size: int) -> None:
-    distributed.init_process_group(
-        "gloo",
-        store=store,
-        rank=rank,
-        world_size=world_size,
-        timeout=datetime.timedelta(seconds=TIMEOUT),
-    )
-
-
-class Collectives(TorchDispatchMode):
-    """Within it the names of all ops of torch.distributed are listed."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(
-        self, op: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        if op.namespace in ("c10d", "_c10d_functional"):
-            self.names.append(op.name())
-        return op(*args, **(kwargs or {}))
+    def wants(self, op: Any) -> bool:
+        return op.namespace in ("c10d", "_c10d_functional")
 
 
 # --- one rank: what does not depend on their number -----------------------------------------------
@@ -498,10 +479,7 @@ def work_on_rank(rank: int, world_size: int, folder: str) -> None:
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_shards_have_the_numbers_of_whole_images(tmp_path: Path, world_size: int) -> None:
     """Every case, its pixels spread unevenly: terms equal on all ranks, everything in budget."""
-    processes: Any = torch.multiprocessing.spawn(
-        work_on_rank, (world_size, str(tmp_path)), nprocs=world_size, join=False
-    )
-    assert any(processes.join(timeout=4 * TIMEOUT) for _ in range(world_size))  # one by one
+    spawn(work_on_rank, (world_size, str(tmp_path)), world_size)
     of_ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(world_size)]
     for number, (name, dtype, cuts) in enumerate(combinations(world_size)):
         case = get_case(name)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-import datetime
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from ranks import join, spawn
 from torch import Tensor, nn
 
 from discloss_cuda import DiscriminativeLoss, discriminative_loss, reference
@@ -205,7 +205,6 @@ def test_a_module_of_a_trainer(device: torch.device) -> None:
 # --- several processes ----------------------------------------------------------------------------
 
 RANKS = 2
-TIMEOUT = 30  # seconds; a rank that never comes is an error then
 
 
 def wrapped(way: str) -> nn.Module:
@@ -236,13 +235,7 @@ def several_images() -> tuple[Tensor, Tensor]:
 def train_on_rank(rank: int, folder: str, ways: tuple[str, ...]) -> None:
     """The gradients of a step on this rank's images, saved in ``folder``."""
     torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo",
-        store=torch.distributed.FileStore(f"{folder}/store", RANKS),
-        rank=rank,
-        world_size=RANKS,
-        timeout=datetime.timedelta(seconds=TIMEOUT),
-    )
+    join(rank, torch.distributed.FileStore(f"{folder}/store", RANKS), RANKS)
     images, labels = (tensor.chunk(RANKS)[rank] for tensor in several_images())
     found = {}
     for way in ways:
@@ -259,11 +252,7 @@ def train_on_rank(rank: int, folder: str, ways: tuple[str, ...]) -> None:
 def test_distributed_gradients_are_those_of_one_process(tmp_path: Path) -> None:
     """DistributedDataParallel, compiled or not, and fully_shard; a rank may lack instances."""
     ways = ("ddp", "compiled ddp", "fsdp")
-    processes: Any = torch.multiprocessing.spawn(
-        train_on_rank, (str(tmp_path), ways), nprocs=RANKS, join=False
-    )
-    deadline = 4 * TIMEOUT
-    assert processes.join(timeout=deadline) or processes.join(timeout=deadline)  # one, then all
+    spawn(train_on_rank, (str(tmp_path), ways), RANKS)
 
     images, labels = several_images()
     model = network(torch.float64)

@@ -94,11 +94,10 @@ template <typename scalar_t>
 const Kernels<scalar_t>& best_kernels(int64_t norm, int64_t channels) {
 #if defined(__x86_64__)
   static const std::string capability = at::get_cpu_capability();
-  static const bool has_avx512 = capability == "AVX512", has_avx2 = capability == "AVX2";
-  if (has_avx512) {
+  if (capability == "AVX512") {
     return avx512::kernels<scalar_t>(norm, channels);
   }
-  if (has_avx2) {
+  if (capability == "AVX2") {
     return avx2::kernels<scalar_t>(norm, channels);
   }
 #endif

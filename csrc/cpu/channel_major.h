@@ -1,8 +1,8 @@
 // Tiles whose channels are rows, [D, stride]: vectors of neighbouring pixels, for channels-first
 // embeddings where runs are long.
 //
-// A block is W pixels from a multiple of W on; where runs meet inside it, each is worked out for
-// the whole block and the lanes of the later ones are laid over those of the earlier.
+// A block is W pixels from a multiple of W on; where runs meet inside it, what the tables have for
+// its lanes is put together from the rows of all of them.
 #pragma once
 
 #include "tile.h"
@@ -44,7 +44,7 @@ struct ChannelMajor {
   // Copied out of memory, where the compiler must expect every store to change them.
   template <int kMost>
   struct Block {
-    int count = 0;
+    int count;
     int32_t slots[kMost];
     typename P::Mask begun[kMost];  // the lanes before the end of a run
     accscalar_t kept[kMost];        // 0 if ignored, else 1
@@ -140,7 +140,7 @@ struct ChannelMajor {
             rows[r] = rows[r] + select(last_mask, term(first + r, i), zero());
           }
         }
-        add_to<kRows>(sums + first, sum_of_each<kRows>(rows));
+        add_to<kRows>(sums + first, sum_of_each(rows));
       }
       begin = end;
     }

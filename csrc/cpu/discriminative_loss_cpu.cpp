@@ -6,7 +6,6 @@
 #include <torch/library.h>
 
 #include <algorithm>
-#include <array>
 #include <vector>
 
 #include "backward.h"
@@ -67,24 +66,6 @@ void check_instances(const at::Tensor& instances, int64_t max_instances) {
   }
 }
 
-ForwardResult allocate(const at::Tensor& embeddings, const at::Tensor& labels, int64_t images,
-                       int64_t max_instances) {
-  const bool is_double = embeddings.scalar_type() == at::kDouble;
-  const auto numbers = embeddings.options().dtype(is_double ? at::kDouble : at::kFloat);
-  const auto integers = embeddings.options().dtype(at::kLong);
-  const std::array<int64_t, 3> table = {images, max_instances, embeddings.size(1)};
-  return {at::zeros({images}, numbers),
-          at::zeros({images}, numbers),
-          at::zeros({images}, numbers),
-          at::zeros({images}, numbers),
-          at::empty(labels.sizes(), integers.dtype(at::kInt)),
-          at::zeros({images}, integers),
-          at::zeros({images, max_instances}, integers),
-          at::zeros(table, numbers),
-          at::zeros(table, numbers),
-          at::zeros(table, numbers)};
-}
-
 template <typename accscalar_t>
 ImageResult<accscalar_t> image_result(ForwardResult& result, int64_t b, int64_t first_pixel) {
   const int64_t first = b * result.counts.size(1);
@@ -126,7 +107,11 @@ ForwardTuple forward(const at::Tensor& embeddings, const at::Tensor& labels,
   check_offsets_of(bounds, labels);
   const Images images = images_of(labels, bounds);
   const Hyper hyper = {delta_var, delta_dist, alpha, beta, gamma, norm};
-  ForwardResult result = allocate(embeddings, labels, images.count, max_instances);
+  const auto zeros = [](at::IntArrayRef sizes, const at::TensorOptions& options) {
+    return at::zeros(sizes, options);
+  };
+  ForwardResult result =
+      ForwardResult::allocate(embeddings, labels, images.count, max_instances, zeros);
   const EmbeddingView view = readable_view(embeddings, offsets.has_value());
   const at::Tensor ids = labels.contiguous();
   AT_DISPATCH_FLOATING_TYPES_AND2(

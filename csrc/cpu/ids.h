@@ -80,7 +80,7 @@ struct ImageIds {
 
 namespace detail {
 
-// The three below: slots = numbers of the ids; or null where only the ids are wanted.
+// The functions below: slots = numbers of the ids; or null where only the ids are wanted.
 
 // One look into the table for each run of equal ids.
 template <typename label_t>

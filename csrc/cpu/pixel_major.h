@@ -109,7 +109,7 @@ struct PixelMajor {
                                                    DISCLOSS_CPU_TARGET::load<W>(mean + first));
         }
       }
-      store_hinges<kNorm>(tile, begin, sum_of_each<W>(sums), margin);
+      store_hinges<kNorm>(tile, begin, sum_of_each(sums), margin);
     }
   }
 

@@ -141,7 +141,7 @@ DISCLOSS_INLINE void transpose(Pack<T, W> (&rows)[W]) {
 // The lanes l, l + kRows, ... of the result add up to the sum over the lanes of rows[l]: the rounds
 // of transpose, but the two halves of each lane number are added where transpose would make rows of
 // them.
-template <int kRows, typename T, int W>
+template <typename T, int W, int kRows>
 DISCLOSS_INLINE Pack<T, W> sum_of_each(Pack<T, W> (&rows)[kRows]) {
 #pragma GCC unroll 16
   for (int half = kRows / 2; half > 0; half /= 2) {

@@ -32,7 +32,7 @@ struct Tile {
 };
 
 // Channels-first memory is read and written in short pieces of D far rows, which no hardware
-// prefetcher follows; so the pieces of a later tile are asked for, into the L2 cache.
+// prefetcher follows; so what comes this much later is asked for, into the L2 cache.
 constexpr int64_t kPixelsAhead = 128;
 
 DISCLOSS_INLINE void prefetch(const void* address) {

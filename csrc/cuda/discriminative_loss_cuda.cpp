@@ -98,8 +98,11 @@ ForwardTuple forward(const at::Tensor& embeddings, const at::Tensor& labels,
   const auto bounds = contiguous(offsets);
   check_offsets_on_device(bounds, labels.numel(), stream);
   const Batch batch = batch_of(view, ids, bounds, max_instances, norm);
+  const auto empty = [](at::IntArrayRef sizes, const at::TensorOptions& options) {
+    return at::empty(sizes, options);
+  };
   const ForwardResult r =
-      ForwardResult::allocate(embeddings, labels, batch.images.count, max_instances);
+      ForwardResult::allocate(embeddings, labels, batch.images.count, max_instances, empty);
   const ForwardArguments arguments = {batch,
                                       view.tensor.const_data_ptr(),
                                       {ids.const_data_ptr(), label_type(ids.scalar_type())},

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from run import COPY, ROOT, copy_extension, copy_tree, run_in_copy
+from run import COPY, ROOT, copy_extension, copy_tree, report, run_in_copy
 
 SEEDS = range(4)
 # Many tiles (the last one shorter) and one, more channels than a tile holds, more instances than a
@@ -127,9 +127,7 @@ def main() -> None:
         missed += [barrier.place] * (not noticed)
         what = barrier.comment or f"`{barrier.code}`"
         print(f"| {barrier.place} | {what} | {noticed or 'NOT NOTICED'} |", flush=True)
-    print(f"{len(chosen) - len(missed)} passed, {len(missed)} failed")
-    if missed:
-        sys.exit(f"not noticed: {', '.join(missed)}")
+    report(len(chosen), missed)
 
 
 if __name__ == "__main__":

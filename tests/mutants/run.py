@@ -141,6 +141,13 @@ def survives(mutant: Mutant) -> bool:
     return status != TESTS_FAILED
 
 
+def report(total: int, missed: list[str]) -> None:
+    """The last line, and the exit status."""
+    print(f"{total - len(missed)} passed, {len(missed)} failed")
+    if missed:
+        sys.exit(f"not noticed: {', '.join(missed)}")
+
+
 def main() -> None:
     """Run the mutants named on the command line, or all."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -156,9 +163,7 @@ def main() -> None:
         survived = survives(mutant)
         survivors += [mutant.name] * survived
         print(f"{'SURVIVED' if survived else 'caught':9}{mutant.name}: {mutant.bug}", flush=True)
-    print(f"{len(mutants) - len(survivors)} passed, {len(survivors)} failed")
-    if survivors:
-        sys.exit(f"not noticed: {', '.join(survivors)}")
+    report(len(mutants), survivors)
 
 
 if __name__ == "__main__":
