@@ -5,10 +5,12 @@ CUDA backend builds beside any build of torch, and the module imports wherever t
 
 Environment: ``FORCE_CUDA=1`` makes a missing nvcc an error, ``FORCE_CUDA=0`` leaves CUDA out;
 ``TORCH_CUDA_ARCH_LIST`` (as in "8.0;9.0+PTX"), ``MAX_JOBS``, ``CXXFLAGS`` and
-``NVCC_APPEND_FLAGS`` mean what they mean elsewhere.
+``NVCC_APPEND_FLAGS`` mean what they mean elsewhere; objects for other ``NVCC_APPEND_FLAGS`` are
+kept apart, so that builds with other macros do not undo each other.
 """
 
 import functools
+import hashlib
 import os
 import re
 import shlex
@@ -81,6 +83,13 @@ def gencode_flags(architectures: list[str]) -> list[str]:
     return flags
 
 
+def kernel_objects(build: str) -> Path:
+    """Where the objects of csrc/cuda/*.cu are kept: nvcc adds flags that ninja does not see."""
+    flags = os.environ.get("NVCC_APPEND_FLAGS", "")
+    suffix = f"-{hashlib.sha256(flags.encode()).hexdigest()[:12]}" if flags else ""
+    return Path(build, f"nvcc{suffix}")
+
+
 def compile_kernels(toolkit: Toolkit, directory: Path) -> list[str]:
     """Objects of csrc/cuda/*.cu, compiled by ninja where a source, header or flag has changed."""
     jobs = os.environ.get("MAX_JOBS", str(os.cpu_count()))
@@ -135,7 +144,7 @@ class BuildModule(BuildExtension):
 
     def build_extension(self, ext: CppExtension) -> None:
         if toolkit := cuda_toolkit():
-            ext.extra_objects = compile_kernels(toolkit, Path(self.build_temp, "nvcc"))
+            ext.extra_objects = compile_kernels(toolkit, kernel_objects(self.build_temp))
         super().build_extension(ext)
 
 

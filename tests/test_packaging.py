@@ -260,6 +260,20 @@ def test_architectures_asked_for(
     ]
 
 
+def test_other_flags_have_objects_of_their_own(
+    setup_script: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ninja does not see what NVCC_APPEND_FLAGS adds to a command."""
+    folders = []
+    for flags in ("", "-DA=0", "-DA=1"):
+        monkeypatch.setenv("NVCC_APPEND_FLAGS", flags)
+        folders.append(setup_script.kernel_objects("build/x"))
+    assert folders[0] == Path("build/x/nvcc")
+    assert len(set(folders)) == 3
+    monkeypatch.delenv("NVCC_APPEND_FLAGS")
+    assert setup_script.kernel_objects("build/x") == folders[0]
+
+
 def test_unknown_architecture(setup_script: ModuleType) -> None:
     with pytest.raises(SystemExit, match=r"TORCH_CUDA_ARCH_LIST: expected .*, got 'Hopper'"):
         setup_script.gencode_flags(["Hopper"])
