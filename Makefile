@@ -5,7 +5,7 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 PYTEST_FLAGS ?= -n 2
 
-CXX_SOURCES = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+CXX_SOURCES = $(shell find csrc tests benchmarks -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 REQUIREMENTS = $(filter-out requirements/cuda.txt, $(wildcard requirements/*.txt))
 
 ifeq ($(strip $(VENV)),)

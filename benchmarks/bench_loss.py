@@ -49,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         quick=options.quick,
         compiled=not options.no_compile,
         all=options.all,
+        only_ours=options.only_ours,
     )
     print(_preamble(machine, options.quick), flush=True)
     progress = _Progress()
@@ -60,6 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             progress.clear()
             print(report.table(records[-1]), flush=True)
             _write(options, machine, records)  # now: a run that is cut short leaves its results
+    if options.device == "cuda":
+        print(report.summary(records))
     rows = [row for record in records for row in record["rows"]]
     bad = [row for row in rows if row["status"].startswith(("WRONG", "FAILED"))]
     if bad:
@@ -81,6 +84,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--list", action="store_true", help="name the workloads and stop")
     add("--no-compile", action="store_true", help="leave the torch.compile baselines out")
     add("--all", action="store_true", help="time all formulations at length, not the best of each")
+    add("--only-ours", action="store_true", help="neither the reference nor any baseline")
     add("--rounds", type=int, help="turns of every implementation; default 7, with --quick 4")
     add("--seconds", type=float, help="least length of a turn; default 0.1, CUDA or --quick 0.04")
     add("--limit", type=float, help="seconds a workload is timed; default 120, with --quick 8")
@@ -128,6 +132,13 @@ def _preamble(machine: dict[str, Any], quick: bool) -> str:
         "useful: embedding and ids read once, gradient written once",
         f"peak: beside the inputs, gradient included; {memory.HOW[machine['device']]}",
     ]
+    if machine["device"] == "cuda":
+        lines += [
+            "times are the device's, launches queued behind a busy kernel, L2 flushed (*: the call "
+            "waits for the device, launches included); graph: replay of a CUDA graph of both",
+            "host: until the call returns; no-op: the same call of ops that launch nothing; "
+            "bound: gradient + 4 bytes a pixel + 16 B K (D + 4)",
+        ]
     if machine["load"] > machine["cpus"] / 2:
         lines.append("WARNING: the machine is busy with something else: do not trust these times")
     return "\n".join([*lines, ""])

@@ -9,16 +9,20 @@ from functools import partial
 
 import exact
 import memory
+import nothing
 import numpy as np
 import torch
 from baselines import Implementation, implementations
 from report import Record
-from timing import PHASES, Key, Series, Subject, Work, both, in_rounds, phases, sampler
+from timing import PHASES, Key, Series, Subject, Work, both, in_rounds, phases, replay, sampler
 from workloads import WORKLOADS, Problem, Workload, build
+
+from discloss_cuda import _ops
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+OURS = "discloss_cuda"
 ROOM = 0.9  # of the free memory: an estimate may use so much
 
 Progress = Callable[[str], None]
@@ -36,6 +40,7 @@ class Settings:
     quick: bool = False
     compiled: bool = True  # the torch.compile baselines too
     all: bool = False  # all formulations at length, not the fastest of each group
+    only_ours: bool = False  # neither the reference nor any baseline
 
 
 @dataclass(eq=False)
@@ -99,6 +104,7 @@ def measure(
         Contender(implementation, problem)
         for implementation in implementations(quick=settings.quick)
         if settings.compiled or implementation.group != "torch.compile"
+        if not settings.only_ours or implementation.group == OURS
     ]
     progress("computing in float64")
     expected = exact.compute(problem)
@@ -114,8 +120,26 @@ def measure(
     for contender in timed:
         progress(f"memory of {contender.implementation.name}")
         contender.row["peak_bytes"] = _peak(workload, dtype, contender, settings)
+    record["speedups"] = speedups([contender.row for contender in timed])
     record["rows"] = [contender.row for contender in contenders]
     return record
+
+
+def speedups(rows: list[Record]) -> dict[str, float]:
+    """How many times faster this package is than the fastest of every other group."""
+    times: dict[str, float] = {}
+    for row in rows:
+        median = row["both"]["median_ms"]
+        times[row["group"]] = min(median, times.get(row["group"], median))
+    ours = times.pop(OURS, None)
+    return {} if ours is None else {group: time / ours for group, time in times.items()}
+
+
+def peak_bound(problem: Problem) -> int:
+    """The most bytes a call should need: the gradient, 4 a pixel, 16 B K (D + 4)."""
+    x = problem.embeddings
+    tables = 16 * problem.images * problem.instances * (x.shape[1] + 4)
+    return x.numel() * x.element_size() + 4 * problem.labels.numel() + tables
 
 
 def describe(workload: Workload, problem: Problem, dtype: str, device: str) -> Record:
@@ -135,6 +159,7 @@ def describe(workload: Workload, problem: Problem, dtype: str, device: str) -> R
         "label_dtype": str(labels.dtype).removeprefix("torch."),
         "ignore_label": problem.ignore_label,
         "embedding_bytes": x.numel() * x.element_size(),
+        "bound_bytes": peak_bound(problem),
         "useful_bytes": 2 * x.numel() * x.element_size() + labels.numel() * labels.element_size(),
     }
 
@@ -173,6 +198,8 @@ def _time(
     for contender in contenders:
         for phase, step in phases(contender.subject).items():
             work[contender.implementation.name, phase] = step
+    if settings.device == "cuda":
+        work |= _on_cuda_alone(record, contenders, progress)
     samplers = {key: sampler(w, settings.device, settings.threads) for key, w in work.items()}
     times = in_rounds(samplers, settings.rounds, settings.seconds, settings.limit, progress)
 
@@ -187,6 +214,53 @@ def _time(
             if "clone" in record:
                 summary["clones"] = summary["median_ms"] / record["clone"]["median_ms"]
             contender.row[phase] = summary
+    if settings.device == "cuda":
+        _summarize_cuda(record, contenders, times)
+
+
+NOTHING: Key = ("a call that does nothing", "both")
+
+
+def _on_cuda_alone(
+    record: Record, contenders: list[Contender], progress: Progress
+) -> dict[Key, Work]:
+    """A call that does nothing, and the replay of whatever can be captured in a CUDA graph."""
+    work: dict[Key, Work] = {}
+    for contender in contenders:
+        name, subject = contender.implementation.name, contender.subject
+        progress(f"capturing {name}")
+        look = sampler(Work(lambda _, subject=subject: both(subject)), "cuda", 1).sample(0.0)
+        if not look.queued:
+            contender.row["graph_error"] = "waits for the device"
+            continue
+        try:
+            work[name, "graph"] = replay(subject)
+        except Exception as error:  # whatever the capture raises; reported
+            contender.row["graph_error"] = f"{type(error).__name__}: {error}".partition("\n")[0]
+    ours = next((c for c in contenders if c.implementation.group == OURS), None)
+    if ours is not None:
+        progress("compiling a call that does nothing")
+        try:
+            ops = nothing.ops()
+        except Exception as error:  # no compiler, say; reported
+            record["nothing_error"] = f"{type(error).__name__}: {error}".partition("\n")[0]
+        else:
+            subject = ours.subject
+            work[NOTHING] = Work(lambda _: both(subject), around=partial(_ops.use, ops))
+    return work
+
+
+def _summarize_cuda(record: Record, contenders: list[Contender], times: dict[Key, Series]) -> None:
+    """Replays in copies; host times in calls that do nothing."""
+    if NOTHING in times:
+        record["nothing"] = times[NOTHING].summary()
+    for contender in contenders:
+        row = contender.row
+        if (series := times.get((contender.implementation.name, "graph"))) is not None:
+            row["graph"] = series.summary()
+            row["graph"]["copies"] = row["graph"]["median_ms"] / record["copy_"]["median_ms"]
+        if "nothing" in record:
+            row["both"]["host_ratio"] = row["both"]["host_ms"] / record["nothing"]["host_ms"]
 
 
 def _summary(series: Series, traffic: int | None) -> dict[str, float]:

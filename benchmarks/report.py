@@ -94,11 +94,24 @@ def default_file(machine: dict[str, Any]) -> Path:
 
 def _columns(cuda: bool) -> list[Column]:
     """The table's columns; their values are those of `_values`."""
+    if cuda:
+        return [
+            *(("milliseconds", title, width) for title, width in (("both", 8), ("graph", 8))),
+            ("milliseconds", "20-80 %", 14),
+            *(("x copy_", title, 9) for title in PHASES),
+            ("x copy_", "graph", 8),
+            ("host", "ms", 7),
+            ("host", "x no-op", 8),
+            ("peak", "MB", 8),
+            ("peak", "x bound", 8),
+            ("error", "loss", 7),
+            ("error", "gradient", 9),
+        ]
     return [
         *(("milliseconds", title, 9) for title in PHASES),
         ("milliseconds", "20-80 %", 15),
         *(("x copy_", title, 9) for title in PHASES),
-        ("host", "ms", 8) if cuda else ("x clone", "both", 8),
+        ("x clone", "both", 8),
         ("useful", "GB/s", 7),
         ("peak", "MB", 8),
         ("relative error", "loss", 8),
@@ -106,23 +119,41 @@ def _columns(cuda: bool) -> list[Column]:
     ]
 
 
-def _values(row: Record, cuda: bool) -> list[str]:
-    timed = [row[phase] for phase in PHASES]
-    both = row["both"]
+def _values(row: Record, record: Record) -> list[str]:
+    both, peak = row["both"], row["peak_bytes"]
+    spread = f"{_number(both['q20_ms'])}-{_number(both['q80_ms'])}"
+    copies = [_number(row[phase]["copies"]) for phase in PHASES]
+    memory = "-" if peak is None else _number(peak / 1e6)
+    errors = [f"{row['loss_error']:.0e}", f"{row['grad_error']:.0e}"]
+    if record["device"] == "cuda":
+        graph = row.get("graph", {})
+        return [
+            _number(both["median_ms"]),
+            _number(graph.get("median_ms")),
+            spread,
+            *copies,
+            _number(graph.get("copies")),
+            _number(both["host_ms"]),
+            _number(both.get("host_ratio")),
+            memory,
+            "-" if peak is None else _number(peak / record["bound_bytes"]),
+            *errors,
+        ]
     return [
-        *(_number(phase["median_ms"]) for phase in timed),
-        f"{_number(both['q20_ms'])}-{_number(both['q80_ms'])}",
-        *(_number(phase["copies"]) for phase in timed),
-        _number(both["host_ms"] if cuda else both["clones"]),
+        *(_number(row[phase]["median_ms"]) for phase in PHASES),
+        spread,
+        *copies,
+        _number(both["clones"]),
         _number(both["gb_per_s"]),
-        "-" if row["peak_bytes"] is None else _number(row["peak_bytes"] / 1e6),
-        f"{row['loss_error']:.0e}",
-        f"{row['grad_error']:.0e}",
+        memory,
+        *errors,
     ]
 
 
-def _number(value: float) -> str:
-    """Three digits or so."""
+def _number(value: float | None) -> str:
+    """Three digits or so; a dash for what was not measured."""
+    if value is None:
+        return "-"
     digits = 3 if value < 10 else 2 if value < 100 else 1 if value < 1000 else 0
     return f"{value:.{digits}f}"
 
@@ -145,9 +176,10 @@ def _head(columns: list[Column]) -> list[str]:
     return [groups.rstrip(), _line("implementation", columns, [title for _, title, _ in columns])]
 
 
-def _row(row: Record, columns: list[Column], cuda: bool) -> str:
+def _row(row: Record, columns: list[Column], record: Record) -> str:
     if row["status"] == "ok":
-        return _line(row["name"], columns, _values(row, cuda))
+        mark = "" if row["both"].get("queued", True) else " *"
+        return _line(row["name"] + mark, columns, _values(row, record))
     errors = [f"{key} {row[key]:.1e}" for key in ("loss_error", "grad_error") if key in row]
     return ", ".join([f"{row['name']:{NAME_WIDTH}}| {row['status']}", *errors])[:TABLE_WIDTH]
 
@@ -171,9 +203,36 @@ def table(record: Record) -> str:
     ]
     if "clone" in record:
         units.append(f"clone {record['clone']['median_ms']:.3f} ms")
+    if "nothing" in record:
+        units.append(f"host of a call that does nothing {record['nothing']['host_ms']:.3f} ms")
     columns = _columns(cuda)
-    rows = [_row(row, columns, cuda) for row in record["rows"] if row["shown"]]
+    rows = [_row(row, columns, record) for row in record["rows"] if row["shown"]]
     return "\n".join([title(record), "  " + ", ".join(units), *_head(columns), *rows, ""])
+
+
+SUMMARY = (  # title, width, value
+    ("copies", 9, lambda record, row: row["both"]["copies"]),
+    ("graph", 9, lambda record, row: row.get("graph", {}).get("copies")),
+    ("x reference", 13, lambda record, row: record["speedups"].get("reference")),
+    ("x eager", 9, lambda record, row: record["speedups"].get("eager")),
+    ("x compile", 11, lambda record, row: record["speedups"].get("torch.compile")),
+    ("host x no-op", 14, lambda record, row: row["both"].get("host_ratio")),
+    ("peak x bound", 14, lambda record, row: row["peak_bytes"] / record["bound_bytes"]),
+)
+
+
+def summary(records: list[Record]) -> str:
+    """One line a workload: this package in copies, beside the others, and against its bounds."""
+    lines = ["".join([f"{'':28}", *(f"{title:>{width}}" for title, width, _ in SUMMARY)])]
+    for record in records:
+        row = record["rows"][0]
+        name = f"{record['workload']} {record['dtype']}"
+        if "both" in row:
+            values = (f"{_number(value(record, row)):>{width}}" for _, width, value in SUMMARY)
+            lines.append("".join([f"{name:28}", *values]))
+        else:
+            lines.append(f"{name:28}{row['status']}"[:TABLE_WIDTH])
+    return "\n".join([*lines, ""])
 
 
 def flat_rows(record: Record) -> Iterator[dict[str, Any]]:

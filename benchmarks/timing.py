@@ -1,12 +1,14 @@
 """Timers: the same three phases on CPU and CUDA, in rounds, with quantiles.
 
-On the CPU it is `torch.utils.benchmark.Timer`. On CUDA it is a pair of events around one call, the
-L2 cache flushed before it. All subjects take turns in every round, so that a clock that drifts or
+On the CPU it is `torch.utils.benchmark.Timer`. On CUDA it is a pair of events around one call that
+was queued while the device was kept busy, the L2 cache flushed before it: the time of the device,
+not of Python. All subjects take turns in every round, so that a clock that drifts or
 a neighbour that wakes up hits them alike.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import time
@@ -23,7 +25,12 @@ PHASES = ("forward", "backward", "both")
 
 Key = tuple[str, str]  # name and phase
 
-FLUSH_AT_LEAST = 256 << 20  # bytes; takes long enough for the host to launch what is timed
+FLUSH_AT_LEAST = 256 << 20  # bytes
+
+# The device is kept busy for so many times the host's time of the call, at first, and twice as long
+# each time the device was free before all was queued, up to so many times.
+HEAD_START, ATTEMPTS = 2.0, 4
+SLEEP_AT_LEAST = 5e-4  # seconds
 
 
 @dataclass(frozen=True)
@@ -44,10 +51,14 @@ def both(subject: Subject) -> Tensor:
 
 @dataclass(frozen=True)
 class Work:
-    """What is timed: `run`, on what `prepare` made outside of the timer."""
+    """What is timed: `run`, on what `prepare` made outside of the timer.
+
+    On CUDA a whole turn is within `around`.
+    """
 
     run: Callable[[Any], object]
     prepare: Callable[[], Any] | None = None
+    around: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext
 
 
 def phases(subject: Subject) -> dict[str, Work]:
@@ -70,6 +81,7 @@ class Series:
 
     times: list[float] = field(default_factory=list)
     host: list[float] = field(default_factory=list)  # CUDA: until the call returned
+    queued: bool | None = None  # CUDA: all launches were queued before the device began
 
     def summary(self) -> dict[str, float]:
         """Median and 20/80 % quantiles in milliseconds, and the host's median on CUDA."""
@@ -78,7 +90,16 @@ class Series:
         result["samples"] = len(self.times)
         if self.host:
             result["host_ms"] = float(np.median(self.host) * 1e3)
+        if self.queued is not None:
+            result["queued"] = self.queued
         return result
+
+    def add(self, part: Series) -> None:
+        """The repeats of another turn; queued only if all were."""
+        self.times += part.times
+        self.host += part.host
+        if part.queued is not None:
+            self.queued = part.queued if self.queued is None else self.queued and part.queued
 
 
 class Sampler(Protocol):
@@ -122,33 +143,102 @@ class CpuSampler:
 
 
 class CudaSampler:
-    """Events around single calls, a cold L2 cache before each, and the host's time beside them."""
+    """Events around single calls, queued behind a busy kernel, and the host's time beside them.
+
+    In the stream: a kernel that only waits, one that flushes the L2 cache, the first event, the
+    call, the second event. If the first event has not been reached when everything is queued, the
+    device ran the call without waiting for the host. A call that itself waits for the device can
+    never be queued so: it is timed as it is, launches included, and its series says so.
+    """
 
     def __init__(self, work: Work) -> None:
         self._work = work
+        self._sleep: float | None = None  # seconds; None before the first call
+        self._waits = False  # the call itself waits for the device
 
     def sample(self, seconds: float) -> Series:
-        series = Series()
-        self._once()  # the first call after another subject: allocator and clocks
-        end = time.perf_counter() + seconds
-        while not series.times or time.perf_counter() < end:
-            device, host = self._once()
-            series.times.append(device)
-            series.host.append(host)
+        series = Series(queued=True)
+        with self._work.around():
+            self._first()
+            end = time.perf_counter() + seconds
+            while not series.times or time.perf_counter() < end:
+                device, host = self._once()
+                series.times.append(device)
+                series.host.append(host)
+        series.queued = not self._waits
         return series
 
+    def _first(self) -> None:
+        """The first call after another subject: allocator, clocks, and how long the host needs."""
+        _, host, _ = self._attempt(0.0)
+        if self._sleep is None:
+            self._sleep = max(HEAD_START * host, SLEEP_AT_LEAST)
+
     def _once(self) -> tuple[float, float]:
+        """Seconds of the device and of the host."""
+        assert self._sleep is not None
+        if not self._waits:
+            sleep = self._sleep
+            for _ in range(ATTEMPTS):
+                device, host, ahead = self._attempt(sleep)
+                if ahead:
+                    self._sleep = sleep
+                    return device, host
+                sleep *= 2
+            self._waits = True
+        device, host, _ = self._attempt(0.0)
+        return device, host
+
+    def _attempt(self, sleep: float) -> tuple[float, float, bool]:
+        """One call behind `sleep` seconds; the last result: the host was ahead to the end."""
         prepared = self._work.prepare() if self._work.prepare else None
         start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize()
+        if sleep:
+            torch.cuda._sleep(int(sleep * _cycles_per_second()))
         _flush_buffer().zero_()
         start.record()
         began = time.perf_counter()
         self._work.run(prepared)
         host = time.perf_counter() - began
         stop.record()
+        ahead = not start.query()
         torch.cuda.synchronize()
-        return start.elapsed_time(stop) / 1e3, host
+        return start.elapsed_time(stop) / 1e3, host, ahead
+
+
+@functools.cache
+def _cycles_per_second() -> float:
+    """The clock by which `torch.cuda._sleep` counts."""
+    cycles = 10_000_000
+    for _ in range(2):  # once to wake up
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        start.record()
+        torch.cuda._sleep(cycles)
+        stop.record()
+        torch.cuda.synchronize()
+    return cycles / (start.elapsed_time(stop) / 1e3)
+
+
+def replay(subject: Subject) -> Work:
+    """Forward and backward captured in a CUDA graph, to be replayed.
+
+    Only for what does not wait for the device: a capture that fails leaves the allocator unusable.
+    """
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.stream(stream):
+        leaf = subject.embeddings.detach().requires_grad_()  # its gradient belongs to this stream
+        for _ in range(3):
+            torch.autograd.grad(subject.loss(leaf), leaf)
+    torch.cuda.current_stream().wait_stream(stream)
+    with torch.cuda.graph(graph, stream=stream):
+        loss = subject.loss(leaf)
+        (gradient,) = torch.autograd.grad(loss, leaf)
+    del loss, gradient
+    return Work(lambda _: graph.replay())
 
 
 @functools.cache
@@ -182,6 +272,5 @@ def in_rounds(
         for key in samplers:
             progress(f"round {number + 1}/{rounds}: {' '.join(key)}")
             part = samplers[key].sample(seconds)
-            result[key].times += part.times
-            result[key].host += part.host
+            result[key].add(part)
     return result

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import importlib.util
+import itertools
 import json
 import math
+import os
+import shlex
+import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +25,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 import baselines
 import bench_loss
+import compare
 import exact
 import measure
 import memory
+import nothing
 import report
 import timing
 import workloads
 from baselines import Implementation
 from workloads import LabelMap, Problem, Workload
 
-from discloss_cuda import reference
+from discloss_cuda import _ops, reference
 
 RAGGED = torch.tensor([[7, 7, 3, 3, 3, 0, 0, 9, 9, 9], [5, 5, 5, 5, 5, 5, 5, 5, 0, 0]])
 
@@ -229,37 +237,129 @@ def test_only_the_phase_is_on_the_clock() -> None:
     assert 0 < max(series.times) < 0.005
 
 
-def test_cuda_timer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The order of events around one call, on a stand-in for the device."""
-    log: list[str] = []
+class FakeDevice:
+    """Stands in for `torch.cuda`: a clock of the host, and one up to which the device is busy."""
 
-    class Event:
-        def __init__(self, enable_timing: bool) -> None:
-            assert enable_timing
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = self.busy_until = 0.0
+        self.log: list[str] = []
+        fake = self
 
-        def record(self) -> None:
-            log.append("event")
+        class Event:
+            def __init__(self, enable_timing: bool) -> None:
+                assert enable_timing
 
-        def elapsed_time(self, end: Event) -> float:
-            return 250.0
+            def record(self) -> None:
+                fake.log.append("event")
+                self.reached = max(fake.now, fake.busy_until)
 
-    class Buffer:
-        def zero_(self) -> None:
-            log.append("flush")
+            def query(self) -> bool:
+                return self.reached <= fake.now
 
-    monkeypatch.setattr(torch.cuda, "Event", Event)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: log.append("wait"))
-    monkeypatch.setattr(timing, "_flush_buffer", Buffer)
+            def elapsed_time(self, end: Event) -> float:
+                return (end.reached - self.reached) * 1e3
 
-    def prepare() -> str:
-        log.append("prepare")
-        return "run"
+        class Buffer:
+            def zero_(self) -> None:
+                fake.log.append("flush")
+                fake.launch(1e-4)
 
-    work = timing.Work(log.append, prepare)
+        monkeypatch.setattr(torch.cuda, "Event", Event)
+        monkeypatch.setattr(torch.cuda, "synchronize", self.wait)
+        monkeypatch.setattr(torch.cuda, "_sleep", self.sleep)
+        monkeypatch.setattr(timing, "_flush_buffer", Buffer)
+        monkeypatch.setattr(timing, "_cycles_per_second", lambda: 1e9)
+        monkeypatch.setattr(time, "perf_counter", lambda: self.now)
+
+    def launch(self, seconds: float) -> None:
+        self.busy_until = max(self.now, self.busy_until) + seconds
+
+    def sleep(self, cycles: int) -> None:
+        self.log.append("sleep")
+        self.launch(cycles / 1e9)
+
+    def wait(self) -> None:
+        self.log.append("wait")
+        self.now = max(self.now, self.busy_until)
+
+    def call(self, launches: int, host: float, device: float, *, waits: bool = False) -> None:
+        """So many launches, each of which takes the host and the device so long."""
+        self.log.append("run")
+        for _ in range(launches):
+            self.now += host
+            self.launch(device)
+        if waits:
+            self.now = max(self.now, self.busy_until)
+
+
+@pytest.fixture
+def fake_device(monkeypatch: pytest.MonkeyPatch) -> FakeDevice:
+    return FakeDevice(monkeypatch)
+
+
+def test_cuda_times_are_the_device_s(fake_device: FakeDevice) -> None:
+    """Ten launches that take the host longer than the device count as what the device does."""
+    work = timing.Work(lambda _: fake_device.call(10, host=1e-3, device=1e-5))
     series = timing.sampler(work, "cuda", threads=1).sample(0.0)
-    assert series.summary()["median_ms"] == 250.0
-    assert series.summary()["host_ms"] < 50.0
-    assert log == ["prepare", "wait", "flush", "event", "run", "event", "wait"] * 2
+    assert series.summary()["queued"]
+    assert math.isclose(series.summary()["median_ms"], 0.1)
+    assert math.isclose(series.summary()["host_ms"], 10.0)
+    first = ["wait", "flush", "event", "run", "event", "wait"]
+    assert fake_device.log == [*first, "wait", "sleep", *first[1:]]
+
+
+def test_cuda_sleep_grows_until_the_host_is_ahead(fake_device: FakeDevice) -> None:
+    """The host became slower after it was first looked at."""
+    hosts = iter([1e-4, *[9e-4] * 9])
+    work = timing.Work(lambda _: fake_device.call(1, host=next(hosts), device=1e-5))
+    sampler = timing.sampler(work, "cuda", threads=1)
+    series = sampler.sample(0.0)
+    assert fake_device.log.count("sleep") == 2
+    assert math.isclose(series.times[0], 1e-5)
+    assert series.queued
+    sampler.sample(0.0)
+    assert fake_device.log.count("sleep") == 3, "what was enough is remembered"
+
+
+def test_a_call_that_waits_is_not_called_queued(fake_device: FakeDevice) -> None:
+    prepared: list[int] = []
+
+    def prepare() -> int:
+        prepared.append(len(prepared))
+        return prepared[-1]
+
+    def run(number: int) -> None:
+        assert number == prepared[-1], "what was prepared is used once"
+        prepared[-1] = -1
+        fake_device.call(2, host=1e-3, device=1e-5, waits=True)
+
+    sampler = timing.sampler(timing.Work(run, prepare), "cuda", threads=1)
+    series = sampler.sample(0.0)
+    assert series.queued is False
+    assert series.times[0] > 1e-3, "launches included"
+    assert fake_device.log.count("sleep") == timing.ATTEMPTS
+    sampler.sample(0.0)
+    assert fake_device.log.count("sleep") == timing.ATTEMPTS, "found out once"
+    joined = timing.Series(queued=True)
+    joined.add(series)
+    assert joined.queued is False
+
+
+def test_a_turn_is_within_its_context(fake_device: FakeDevice) -> None:
+    inside: list[bool] = []
+
+    @contextlib.contextmanager
+    def around() -> Iterator[None]:
+        inside.append(True)
+        yield
+        inside.pop()
+
+    seen: list[bool] = []
+    work = timing.Work(lambda _: seen.append(bool(inside)), around=around)
+    timing.sampler(work, "cuda", threads=1).sample(0.0)
+    assert seen
+    assert all(seen)
+    assert not inside
 
 
 def test_enough_is_enough() -> None:
@@ -279,21 +379,156 @@ def test_gradient_is_new_every_time() -> None:
     assert set(timing.phases(subject)) == set(timing.PHASES)
 
 
-def test_cuda_table() -> None:
-    """On CUDA the host's time stands where the CPU's table has clones."""
+def _cuda_record(**more: Any) -> dict[str, Any]:
     phase = {"median_ms": 1.0, "q20_ms": 0.5, "q80_ms": 2.0, "copies": 3.0, "host_ms": 0.25}
-    row: dict[str, Any] = dict.fromkeys(timing.PHASES, phase | {"gb_per_s": 1234.0})
-    row |= {"name": "ours", "status": "ok", "shown": True, "peak_bytes": None}
-    row |= {"loss_error": 1e-7, "grad_error": 2e-7}
+    row: dict[str, Any] = {name: dict(phase) for name in (*timing.PHASES, "graph")}
+    row |= {"name": "ours", "group": "discloss_cuda", "status": "ok", "shown": True}
+    row |= {"peak_bytes": 30_000, "loss_error": 1e-7, "grad_error": 2e-7}
+    row["both"]["host_ratio"] = 1.25
     problem = workloads.build(PROBLEMS["tiny"], torch.float32, "cpu")
     record = measure.describe(PROBLEMS["tiny"], problem, "float32", "cuda")
-    record |= {"copy_": {"median_ms": 0.5, "gb_per_s": 4000.0}, "rows": [row]}
-    *_, groups, titles, line, end = report.table(record).split("\n")
-    assert "host" in groups
+    record |= {"copy_": {"median_ms": 0.5, "gb_per_s": 4000.0}, "nothing": {"host_ms": 0.2}}
+    return record | {"rows": [row | more], "speedups": {"reference": 12.0}}
+
+
+def test_cuda_table() -> None:
+    """On CUDA replay, host time and the bound of the memory stand beside the rest."""
+    record = _cuda_record()
+    _, units, groups, titles, line, end = report.table(record).split("\n")
+    assert "does nothing 0.200 ms" in units
     assert "x clone" not in groups
-    assert len(titles) == len(line)
-    assert line[titles.index("      ms|") :].startswith("   0.250|")
+    assert len(titles) == len(line) <= report.TABLE_WIDTH
+    assert line[titles.index("     ms x no-op|") :].startswith("  0.250   1.250|")
+    bound = 4 * (2 * 4 * 24 * 20) + 4 * (2 * 24 * 20) + 16 * 2 * 5 * (4 + 4)
+    assert record["bound_bytes"] == bound
+    peak = line.split("|")[4].split()
+    assert peak == ["0.030", f"{30_000 / bound:.3f}"]
     assert end == ""
+
+
+def test_what_was_not_measured_is_a_dash() -> None:
+    record = _cuda_record(graph={}, peak_bytes=None)
+    line = report.table(record).splitlines()[-1]
+    assert line.split("|")[1].split()[1] == "-"
+    record["rows"][0]["both"]["queued"] = False
+    assert report.table(record).splitlines()[-1].startswith("ours *")
+
+
+def test_cuda_summary() -> None:
+    heads, line, *_ = report.summary([_cuda_record()]).splitlines()
+    titles = "copies graph x reference x eager x compile host x no-op peak x bound"
+    assert heads.split() == titles.split()
+    assert line.split()[2:] == ["3.000", "3.000", "12.00", "-", "-", "1.250", "1.465"]
+    failed = _cuda_record()
+    failed["rows"] = [{"name": "ours", "status": "WRONG"}]
+    assert "WRONG" in report.summary([failed])
+
+
+def test_speedups_are_over_the_best_of_each_group() -> None:
+    times = [("discloss_cuda", 2.0), ("eager", 30.0), ("eager", 20.0), ("torch.compile", 8.0)]
+    rows = [{"group": group, "both": {"median_ms": time}} for group, time in times]
+    assert measure.speedups(rows) == {"eager": 10.0, "torch.compile": 4.0}
+    assert measure.speedups(rows[1:]) == {}
+
+
+@pytest.mark.usefixtures("no_memory")
+def test_only_ours(tmp_path: Path) -> None:
+    assert _short_run(tmp_path, "--only-ours") == 0
+    (record,) = json.loads((tmp_path / "out.json").read_text())["results"]
+    assert [row["name"] for row in record["rows"]] == ["discloss_cuda"]
+    assert record["speedups"] == {}
+
+
+@pytest.mark.slow
+def test_a_call_that_does_nothing() -> None:
+    """It goes through the package's own function and gradient, and launches nothing."""
+    problem = workloads.build(PROBLEMS["clouds"], torch.float32, "cpu")
+    known = baselines.implementations(quick=True)[0].make(problem)
+    subject = timing.Subject(known, problem.embeddings)
+    with _ops.use(nothing.ops()), torch.profiler.profile() as profile:
+        timing.both(subject)
+    assert problem.embeddings.grad is not None
+    assert problem.embeddings.grad.shape == problem.embeddings.shape
+    called = {event.key for event in profile.key_averages()}
+    assert {"discloss_nothing::forward", "discloss_nothing::backward"} <= called
+    assert not any(name.startswith("discloss_cuda::") for name in called)
+
+
+def test_comparison_of_variants(tmp_path: Path) -> None:
+    files = [tmp_path / f"card-{name}.json" for name in ("default", "tiles")]
+    for file, factor in zip(files, (1.0, 2.0), strict=True):
+        record = _cuda_record()
+        record["rows"][0]["both"]["copies"] = factor
+        record["rows"][0]["graph"] = {"copies": 0.5} if factor == 1 else {}
+        if factor == 2:
+            del record["rows"][0]["graph"]
+        report.write_json(file, {}, [record])
+    lines = [line.split() for line in compare.table(files).splitlines()]
+    assert lines == [
+        ["copies", "default", "tiles"],
+        ["tiny", "float32", "both", "1.000", "2.000"],
+        ["tiny", "float32", "graph", "0.500", "-"],
+    ]
+
+
+RUN_ON_GPU = Path(bench_loss.__file__).parent / "run_on_gpu.sh"
+
+
+def _dry_run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHON": "the-python", "COMMIT": "abc123"}
+    command = ["bash", str(RUN_ON_GPU), "--dry-run", *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+def test_the_script_for_a_gpu_names_what_is_there(tmp_path: Path) -> None:
+    """Every stage in order; each program, test and workload that is named exists."""
+    run = _dry_run("--out", str(tmp_path / "out"))
+    assert run.returncode == 0, run.stderr
+    assert run.stderr == ""
+    assert not (tmp_path / "out").exists(), "a dry run writes nothing"
+    lines = run.stdout.splitlines()
+    stages = [line.removeprefix("== ") for line in lines if line.startswith("== ")]
+    assert stages == ["build", "test", "sanitize", "bench", "variants", "profile"]
+    commands = [shlex.split(line) for line in lines if line.startswith("  ")]
+    root = RUN_ON_GPU.parents[1]
+    known = {workload.name for workload in workloads.WORKLOADS}
+    for command in commands:
+        for before, word in itertools.pairwise(command):
+            if before == "--workload":
+                assert word in known
+            if word.startswith(("tests/", "benchmarks/")) or word == "setup.py":
+                assert (root / word).exists(), word
+        if "benchmarks/bench_loss.py" in command:
+            after = command[command.index("benchmarks/bench_loss.py") + 1 :]
+            with pytest.raises(SystemExit) as stop:  # it can parse them, but for the device
+                bench_loss.main(["--help", *after])
+            assert stop.value.code == 0
+            assert after[after.index("--commit") + 1] == "abc123"
+    tools = [command[command.index("--tool") + 1] for command in commands if "--tool" in command]
+    assert tools == ["memcheck", "racecheck", "synccheck", "initcheck"]
+    builds = [command for command in commands if "--build-lib" in command]
+    assert [command[1] for command in builds] == [
+        "NVCC_APPEND_FLAGS=",
+        "NVCC_APPEND_FLAGS= -DDISCLOSS_CUDA_REGISTERS=0",
+    ]
+    assert len({command[-1] for command in builds}) == len(builds), "folders of their own"
+
+
+def test_the_script_for_a_gpu_takes_stages() -> None:
+    text = _dry_run("bench", "build").stdout
+    assert [line for line in text.splitlines() if line.startswith("==")] == ["== bench", "== build"]
+    wrong = _dry_run("benches")
+    assert wrong.returncode == 2
+    assert "expected a stage of: build test sanitize" in wrong.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_the_script_for_a_gpu_stops_without_one(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHON": sys.executable}
+    command = ["bash", str(RUN_ON_GPU), "--out", str(tmp_path), "profile"]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert run.returncode != 0
+    assert "finds no CUDA device" in run.stderr
 
 
 def test_results_are_not_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
