@@ -425,7 +425,7 @@ def test_cuda_summary() -> None:
 
 
 def test_speedups_are_over_the_best_of_each_group() -> None:
-    times = [("discloss_cuda", 2.0), ("eager", 30.0), ("eager", 20.0), ("torch.compile", 8.0)]
+    times = [("discloss_cuda", 2.0), ("eager", 20.0), ("eager", 30.0), ("torch.compile", 8.0)]
     rows = [{"group": group, "both": {"median_ms": time}} for group, time in times]
     assert measure.speedups(rows) == {"eager": 10.0, "torch.compile": 4.0}
     assert measure.speedups(rows[1:]) == {}
@@ -452,6 +452,49 @@ def test_a_call_that_does_nothing() -> None:
     called = {event.key for event in profile.key_averages()}
     assert {"discloss_nothing::forward", "discloss_nothing::backward"} <= called
     assert not any(name.startswith("discloss_cuda::") for name in called)
+
+
+@pytest.mark.slow
+def test_a_cuda_measurement_beginning_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the CPU under stand-ins: what waits is not captured, a failed capture is reported."""
+
+    class Sampler(timing.CpuSampler):
+        def sample(self, seconds: float) -> timing.Series:
+            times = super().sample(seconds).times
+            return timing.Series(times, host=times, queued="no K" not in current[-1])
+
+    def sampler(work: timing.Work, device: str, threads: int) -> timing.Sampler:
+        assert device == "cuda"
+        return Sampler(work, threads)
+
+    current: list[str] = [""]
+    captured: list[str] = []
+
+    def replay(subject: timing.Subject) -> timing.Work:
+        captured.append(current[-1])
+        if current[-1].endswith("reference"):
+            raise RuntimeError("no graph\nof this")
+        return timing.Work(lambda _: timing.both(subject))
+
+    build = workloads.build
+    monkeypatch.setattr(measure, "build", lambda w, dtype, device: build(w, dtype, "cpu"))
+    monkeypatch.setattr(measure, "sampler", sampler)
+    monkeypatch.setattr(measure, "replay", replay)
+    monkeypatch.setattr(memory, "available", lambda device: 1 << 40)
+    monkeypatch.setattr(memory, "cuda_peak", lambda subject: 1000)
+    settings = measure.Settings("cuda", 1, 2, 1e-4, 60.0, compiled=False)
+    record = measure.measure(PROBLEMS["tiny"], "float32", settings, current.append)
+    rows = {row["name"]: row for row in record["rows"]}
+    assert rows["discloss_cuda (no K)"]["graph_error"] == "waits for the device"
+    assert rows["reference"]["graph_error"] == "RuntimeError: no graph"
+    ours = rows["discloss_cuda"]
+    assert not any("no K" in name for name in captured)
+    assert ours["graph"]["copies"] > 0
+    ratio = ours["both"]["host_ms"] / record["nothing"]["host_ms"]
+    assert math.isclose(ours["both"]["host_ratio"], ratio)
+    assert record["speedups"].keys() >= {"reference", "eager"}
+    assert "discloss_cuda" in report.table(record)
+    assert "tiny float32" in report.summary([record])
 
 
 def test_comparison_of_variants(tmp_path: Path) -> None:
