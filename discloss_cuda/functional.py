@@ -280,7 +280,15 @@ def _loss(
             if labels.is_meta:
                 raise ValueError("max_instances: expected an int for meta tensors, got None")
             max_instances = _ops.current().count_instances(labels, offsets, ignore_labels)
-        results = _ops.apply(embeddings, labels, offsets, max_instances, parameters, ignore_labels)
+        results = _ops.apply(
+            embeddings,
+            labels,
+            offsets,
+            max_instances,
+            parameters,
+            ignore_labels,
+            reduction != "none",
+        )
     if return_terms:
         return DiscriminativeLossTerms(*(_reduce(result, reduction) for result in results))
     return _reduce(results[0], reduction)
@@ -288,7 +296,7 @@ def _loss(
 
 def _reduce(per_image: Tensor, reduction: str) -> Tensor:
     """``[B]`` to a scalar; the mean over no image is 0 (torch's own is NaN)."""
-    if reduction == "none":
+    if reduction == "none" or per_image.dim() == 0:
         return per_image
     images = per_image.shape[0]
     if images == 1:
