@@ -23,40 +23,47 @@ class Autograd : public torch::autograd::Function<Autograd<kNamespace>> {
   using Context = torch::autograd::AutogradContext;
   using SymbolicForward = ForwardTuple(const at::Tensor&, const at::Tensor&,
                                        const std::optional<at::Tensor>&, c10::SymInt, double,
-                                       double, double, double, double, int64_t, at::IntArrayRef);
+                                       double, double, double, double, int64_t, at::IntArrayRef,
+                                       bool);
 
  public:
   // The kernel for the key Autograd.
   static ForwardTuple kernel(const at::Tensor& embeddings, const at::Tensor& labels,
                              const std::optional<at::Tensor>& offsets, c10::SymInt max_instances,
                              double delta_var, double delta_dist, double alpha, double beta,
-                             double gamma, int64_t norm, at::IntArrayRef ignore_labels) {
+                             double gamma, int64_t norm, at::IntArrayRef ignore_labels,
+                             bool squeeze) {
     if (!at::GradMode::is_enabled() || !embeddings.requires_grad()) {
       return below_autograd(embeddings, labels, offsets, std::move(max_instances), delta_var,
-                            delta_dist, alpha, beta, gamma, norm, ignore_labels);
+                            delta_dist, alpha, beta, gamma, norm, ignore_labels, squeeze);
     }
-    const Variables r =
+    ForwardTuple results;
+    const Variables terms =
         Autograd::apply(embeddings, labels, offsets, std::move(max_instances), delta_var,
-                        delta_dist, alpha, beta, gamma, norm, ignore_labels);
-    return {r[0], r[1], r[2], r[3], r[4], r[5], r[6], r[7], r[8], r[9]};
+                        delta_dist, alpha, beta, gamma, norm, ignore_labels, squeeze, &results);
+    std::get<0>(results) = terms[0];
+    std::get<1>(results) = terms[1];
+    std::get<2>(results) = terms[2];
+    std::get<3>(results) = terms[3];
+    return results;
   }
 
+  // Returns loss and terms, which alone have a gradient; `results` gets all.
   static Variables forward(Context* context, const at::Tensor& embeddings, const at::Tensor& labels,
                            const std::optional<at::Tensor>& offsets, c10::SymInt max_instances,
                            double delta_var, double delta_dist, double alpha, double beta,
-                           double gamma, int64_t norm, at::IntArrayRef ignore_labels) {
-    const auto [loss, variance, distance, regularization, slots, instances, counts, means, pull,
-                push] =
-        below_autograd(embeddings, labels, offsets, std::move(max_instances), delta_var, delta_dist,
-                       alpha, beta, gamma, norm, ignore_labels);
-    const Variables for_backward = {slots, instances, counts, means, pull, push};
-    context->mark_non_differentiable(for_backward);
+                           double gamma, int64_t norm, at::IntArrayRef ignore_labels, bool squeeze,
+                           ForwardTuple* results) {
+    *results = below_autograd(embeddings, labels, offsets, std::move(max_instances), delta_var,
+                              delta_dist, alpha, beta, gamma, norm, ignore_labels, squeeze);
+    const auto& [loss, variance, distance, regularization, slots, instances, counts, means, pull,
+                 push] = *results;
     context->set_materialize_grads(false);
     context->save_for_backward(
         {embeddings, offsets.value_or(at::Tensor()), slots, instances, counts, means, pull, push});
-    context->saved_data["numbers"] = std::vector<double>{delta_var, delta_dist, alpha, beta, gamma};
-    context->saved_data["norm"] = norm;
-    return {loss, variance, distance, regularization, slots, instances, counts, means, pull, push};
+    context->saved_data["numbers"] =
+        std::vector<double>{delta_var, delta_dist, alpha, beta, gamma, static_cast<double>(norm)};
+    return {loss, variance, distance, regularization};
   }
 
   static Variables backward(Context* context, const Variables& gradients) {
@@ -65,7 +72,7 @@ class Autograd : public torch::autograd::Function<Autograd<kNamespace>> {
     };
     const std::array<std::optional<at::Tensor>, 4> of_terms = {
         given(gradients[0]), given(gradients[1]), given(gradients[2]), given(gradients[3])};
-    Variables of_inputs(11);
+    Variables of_inputs(13);  // one for each argument of forward
     if (of_terms[0] || of_terms[1] || of_terms[2] || of_terms[3]) {
       static const auto op = op_named<BackwardFunction>("backward");
       // First of all: a hook that unpacks a saved tensor may run anything, forward included.
@@ -76,10 +83,10 @@ class Autograd : public torch::autograd::Function<Autograd<kNamespace>> {
         guard.emplace();
       }
       const std::vector<double> numbers = context->saved_data["numbers"].toDoubleVector();
-      of_inputs[0] = op.call(of_terms[0], of_terms[1], of_terms[2], of_terms[3], saved[0],
-                             given(saved[1]), saved[2], saved[3], saved[4], saved[5], saved[6],
-                             saved[7], numbers[0], numbers[1], numbers[2], numbers[3], numbers[4],
-                             context->saved_data["norm"].toInt());
+      of_inputs[0] =
+          op.call(of_terms[0], of_terms[1], of_terms[2], of_terms[3], saved[0], given(saved[1]),
+                  saved[2], saved[3], saved[4], saved[5], saved[6], saved[7], numbers[0],
+                  numbers[1], numbers[2], numbers[3], numbers[4], static_cast<int64_t>(numbers[5]));
     }
     return of_inputs;
   }

@@ -23,6 +23,7 @@ using ForwardTuple = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, 
 // What forward returns. Everything but the first four is for backward and free of the weights and
 // of the upstream gradient. Rows k >= K of an image are zero.
 struct ForwardResult {
+  // Loss and terms of one image have shape [] where the call says `squeeze`.
   at::Tensor loss;            // [B] accscalar_t   alpha variance + beta distance + gamma reg.
   at::Tensor variance;        // [B] accscalar_t   L_var
   at::Tensor distance;        // [B] accscalar_t   L_dist
@@ -38,11 +39,13 @@ struct ForwardResult {
   // at::empty.
   template <typename Make>
   static ForwardResult allocate(const at::Tensor& embeddings, const at::Tensor& labels,
-                                int64_t images, int64_t max_instances, const Make& make) {
+                                int64_t images, int64_t max_instances, bool squeeze,
+                                const Make& make) {
     const auto numbers = embeddings.options().dtype(
         embeddings.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
     const auto integers = embeddings.options().dtype(at::kLong);
-    const auto per_image = [&] { return make({images}, numbers); };
+    const int64_t axes = squeeze && images == 1 ? 0 : 1;
+    const auto per_image = [&] { return make({&images, static_cast<size_t>(axes)}, numbers); };
     const auto table = [&] { return make({images, max_instances, embeddings.size(1)}, numbers); };
     return {per_image(),
             per_image(),
@@ -67,13 +70,15 @@ struct ForwardResult {
 // offsets     [B + 1] int64, 0 = offsets[0] <= ... <= offsets[B] = N_total; or none
 // max_instances  M; an image with more instances is an error
 // ignore_labels  ids whose pixels take part in nothing
+// squeeze        of one image, loss and terms without their axis
 using ForwardFunction = ForwardTuple(const at::Tensor& embeddings, const at::Tensor& labels,
                                      const std::optional<at::Tensor>& offsets,
                                      int64_t max_instances, double delta_var, double delta_dist,
                                      double alpha, double beta, double gamma, int64_t norm,
-                                     at::IntArrayRef ignore_labels);
+                                     at::IntArrayRef ignore_labels, bool squeeze);
 
-// grad_*      [B] accscalar_t, the upstream gradient of each result; none counts as zero
+// grad_*      [B] accscalar_t ([] of one image), the upstream gradient of each result; none counts
+//             as zero
 // the rest    as given to and returned by forward
 // returns     dL/dembeddings, laid out as at::empty_like(embeddings)
 using BackwardFunction = at::Tensor(
@@ -84,6 +89,11 @@ using BackwardFunction = at::Tensor(
     const at::Tensor& counts, const at::Tensor& means, const at::Tensor& pull,
     const at::Tensor& push, double delta_var, double delta_dist, double alpha, double beta,
     double gamma, int64_t norm);
+
+// From image to image of a grad_*.
+inline int64_t image_stride(const at::Tensor& gradient) {
+  return gradient.dim() == 0 ? 0 : gradient.stride(0);
+}
 
 // The most instances any one image has: the smallest max_instances that forward accepts.
 using CountInstancesFunction = c10::SymInt(const at::Tensor& labels,

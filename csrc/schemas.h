@@ -12,7 +12,7 @@ inline void define_schemas(torch::Library& library) {
   library.def(
       "forward(Tensor embeddings, Tensor labels, Tensor? offsets, SymInt max_instances, "
       "float delta_var, float delta_dist, float alpha, float beta, float gamma, int norm, "
-      "int[] ignore_labels) -> "
+      "int[] ignore_labels, *, bool squeeze=False) -> "
       "(Tensor loss, Tensor variance, Tensor distance, Tensor regularization, "
       "Tensor slots, Tensor instances, Tensor counts, Tensor means, Tensor pull, Tensor push)");
   library.def(

@@ -74,7 +74,7 @@ def _backward_second(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         terms, pullback = _vjp(terms_of, x)
         cotangents = [torch.zeros_like(term) for term in terms]
         for i, gradient in zip(present, given, strict=True):
-            cotangents[i] = gradient
+            cotangents[i] = gradient.reshape(-1)
         return pullback(tuple(cotangents))[0]
 
     _, pullback = _vjp(gradient_of, embeddings, *(gradients[i] for i in present))
@@ -128,10 +128,12 @@ def _fake_forward(
     offsets: Tensor | None,
     max_instances: int,
     *_: object,
+    squeeze: bool = False,
 ) -> tuple[Tensor, ...]:
     images = embeddings.shape[0] if offsets is None else offsets.shape[0] - 1
     accumulate = accumulate_dtype(embeddings)
-    terms = [embeddings.new_empty((images,), dtype=accumulate) for _ in range(NUM_TERMS)]
+    per_image = () if squeeze and images == 1 else (images,)
+    terms = [embeddings.new_empty(per_image, dtype=accumulate) for _ in range(NUM_TERMS)]
     slots = labels.new_empty(labels.shape, dtype=torch.int32)
     instances = labels.new_empty((images,), dtype=torch.int64)
     counts = labels.new_empty((images, max_instances), dtype=torch.int64)
@@ -166,7 +168,7 @@ def bind(namespace: str) -> Ops:
         f"{namespace}::backward", _backward_second, setup_context=_save_second
     )
     # offsets are the third argument of forward, the sixth of backward
-    library.register_vmap(f"{namespace}::forward", _vmap.batching_rule(ops.forward.default, 2))
+    library.register_vmap(f"{namespace}::forward", _vmap.forward(ops.forward.default))
     library.register_vmap(f"{namespace}::backward", _vmap.batching_rule(backward, 5))
     library.register_vmap(
         f"{namespace}::count_instances", _vmap.count_instances(ops.count_instances.default)
@@ -266,16 +268,22 @@ def apply(
     max_instances: int,
     parameters: Parameters,
     ignore_labels: list[int],
+    squeeze: bool,
 ) -> tuple[Tensor, ...]:
-    """Loss and terms, each ``[B]``, through the door that keeps every derivative."""
+    """Loss and terms, through the door that keeps every derivative.
+
+    Each is ``[B]``; or, of one image and with ``squeeze``, perhaps ``[]``.
+    """
     arguments = (labels, offsets, max_instances, *parameters, ignore_labels)
     under_func = torch._C._are_functorch_transforms_active()
-    compiling = torch.compiler.is_compiling()
-    if (under_func and compiling) or (not compiling and forward_ad._current_level >= 0):
-        slots = _current.forward(embeddings.detach(), *arguments)[NUM_TERMS]
-        return _reference_terms(embeddings, slots, offsets, max_instances, parameters)
-    if under_func:
-        results = DiscriminativeLossFunction.apply(embeddings, *arguments)  # type: ignore[no-untyped-call]
-    else:
-        results = _current.forward(embeddings, *arguments)
-    return tuple(results[:NUM_TERMS])
+    results: tuple[Tensor, ...]
+    if under_func or forward_ad._current_level >= 0:
+        compiling = torch.compiler.is_compiling()
+        if under_func if compiling else forward_ad._current_level >= 0:
+            slots = _current.forward(embeddings.detach(), *arguments)[NUM_TERMS]
+            return _reference_terms(embeddings, slots, offsets, max_instances, parameters)
+        if under_func:
+            results = DiscriminativeLossFunction.apply(embeddings, *arguments)  # type: ignore[no-untyped-call]
+            return results[:NUM_TERMS]
+    results = _current.forward(embeddings, *arguments, squeeze=squeeze)
+    return results[:NUM_TERMS]

@@ -1,7 +1,7 @@
 """Batching rules of the ops: the axis that ``vmap`` adds becomes more images of one call.
 
 ``[B, ...] -> [V * B, ...]``, and for a packed batch the ``V`` batches stand one behind the other.
-An argument without the axis is repeated along it; that is a copy where B > 1.
+An argument without the axis is repeated along it, which copies it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-__all__ = ["batch_offsets", "batching_rule", "count_instances"]
+__all__ = ["batch_offsets", "batching_rule", "count_instances", "forward"]
 
 Rule = Callable[..., tuple[Any, Any]]
 
@@ -36,6 +36,21 @@ def batching_rule(call: Callable[..., Any], offsets_at: int) -> Rule:
             each = [call(*_select(arguments, in_dims, v)) for v in range(info.batch_size)]
             results = pytree.tree_map(lambda *of_each: torch.stack(of_each), *each)
         return results, pytree.tree_map(lambda _: 0, results)
+
+    return rule
+
+
+def forward(op: Callable[..., tuple[Tensor, ...]]) -> Rule:
+    """The rule of forward, whose terms may be asked for without the axis of one image."""
+    per_image = batching_rule(op, 2)
+
+    def rule(
+        info: Any, in_dims: tuple[Any, ...], *arguments: Any, squeeze: bool = False
+    ) -> tuple[Any, Any]:
+        results, out_dims = per_image(info, in_dims, *arguments)
+        if squeeze and results[0].shape[1] == 1:
+            results = (*(term.squeeze(1) for term in results[:4]), *results[4:])
+        return results, out_dims
 
     return rule
 
@@ -67,7 +82,7 @@ def _fold(
 ) -> list[Any]:
     """The arguments of one call for ``size`` batches; ``offsets`` have no axis of ``vmap``."""
     folded = [
-        _leading(argument, dim, size).flatten(0, 1) if isinstance(argument, Tensor) else argument
+        _images(_leading(argument, dim, size)) if isinstance(argument, Tensor) else argument
         for argument, dim in zip(arguments, in_dims, strict=True)
     ]
     if (offsets := arguments[offsets_at]) is not None:
@@ -80,7 +95,14 @@ def _fold(
 
 def _leading(tensor: Tensor, dim: int | None, size: int) -> Tensor:
     """``[V, ...]`` with the axis of ``vmap`` in front."""
-    return tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+    if dim is None:
+        return tensor.expand(size, *tensor.shape).contiguous()  # as backward takes what was saved
+    return tensor.movedim(dim, 0)
+
+
+def _images(tensor: Tensor) -> Tensor:
+    """``[V, B, ...]`` as ``[V * B, ...]``; of one image each, ``[V]`` as it is."""
+    return tensor.flatten(0, 1) if tensor.dim() > 1 else tensor
 
 
 def _select(arguments: tuple[Any, ...], in_dims: tuple[Any, ...], v: int) -> list[Any]:

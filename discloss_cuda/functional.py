@@ -277,10 +277,18 @@ def _loss(
         )
     else:
         if max_instances is None:
-            if labels.device.type == "meta":
+            if labels.is_meta:
                 raise ValueError("max_instances: expected an int for meta tensors, got None")
             max_instances = _ops.current().count_instances(labels, offsets, ignore_labels)
-        results = _ops.apply(embeddings, labels, offsets, max_instances, parameters, ignore_labels)
+        results = _ops.apply(
+            embeddings,
+            labels,
+            offsets,
+            max_instances,
+            parameters,
+            ignore_labels,
+            reduction != "none",
+        )
     if return_terms:
         return DiscriminativeLossTerms(*(_reduce(result, reduction) for result in results))
     return _reduce(results[0], reduction)
@@ -288,7 +296,7 @@ def _loss(
 
 def _reduce(per_image: Tensor, reduction: str) -> Tensor:
     """``[B]`` to a scalar; the mean over no image is 0 (torch's own is NaN)."""
-    if reduction == "none":
+    if reduction == "none" or per_image.dim() == 0:
         return per_image
     images = per_image.shape[0]
     if images == 1:
@@ -332,28 +340,35 @@ def check_parameters(
     delta_var: float, delta_dist: float, alpha: float, beta: float, gamma: float, norm: int
 ) -> _ops.Parameters:
     """The hyper-parameters as the op takes them, or an error that names the wrong one."""
-    given = (delta_var, delta_dist, alpha, beta, gamma)
-    names = ("delta_var", "delta_dist", "alpha", "beta", "gamma")
-    for name, value in zip(names, given, strict=True):
-        if not _is_real(value):
-            raise TypeError(f"{name}: expected a number, got {_describe(value)}")
-        if not -math.inf < value < math.inf:
-            raise ValueError(f"{name}: expected a finite number, got {value}")
-    for name, value in zip(names[:2], given[:2], strict=True):
-        if value < 0:
-            raise ValueError(f"{name}: expected a number >= 0, got {value}")
+    checked = (
+        _check_number("delta_var", delta_var),
+        _check_number("delta_dist", delta_dist),
+        _check_number("alpha", alpha),
+        _check_number("beta", beta),
+        _check_number("gamma", gamma),
+    )
+    if delta_var < 0:
+        raise ValueError(f"delta_var: expected a number >= 0, got {delta_var}")
+    if delta_dist < 0:
+        raise ValueError(f"delta_dist: expected a number >= 0, got {delta_dist}")
     if not _is_real(norm):
         raise TypeError(f"norm: expected 1 or 2, got {_describe(norm)}")
     if norm not in (1, 2):
         raise ValueError(f"norm: expected 1 or 2, got {norm}")
-    return _ops.Parameters(
-        float(delta_var), float(delta_dist), float(alpha), float(beta), float(gamma), int(norm)
-    )
+    return _ops.Parameters(*checked, int(norm))
+
+
+def _check_number(name: str, value: float) -> float:
+    if type(value) is not float and not _is_real(value):
+        raise TypeError(f"{name}: expected a number, got {_describe(value)}")
+    if not -math.inf < value < math.inf:
+        raise ValueError(f"{name}: expected a finite number, got {value}")
+    return float(value)
 
 
 def _is_real(value: object) -> bool:
     # The types that nearly all calls bring come first: an abstract class is slow to ask.
-    if type(value) in (float, int):
+    if type(value) is float or type(value) is int:
         return True
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
@@ -422,6 +437,8 @@ def check_sharding(
 def _check_inputs(embeddings: Tensor, labels: Tensor) -> None:
     _check_tensor("embeddings", embeddings)
     _check_tensor("labels", labels)
+    if embeddings.is_cpu and labels.is_cpu:
+        return  # every build has the backend; to ask a device for its type is slow
     supported = _ops.current().device_types
     device = embeddings.device
     if device.type not in supported and device.type != "meta":

@@ -207,6 +207,20 @@ def test_gradgradcheck_of_loss_and_terms(
     assert torch.autograd.gradgradcheck(door(case, device), x, fast_mode=True)
 
 
+def test_the_scalar_of_one_image_is_differentiated_twice(device: torch.device) -> None:
+    """It is a result of the op itself: no other op stands between it and the embeddings."""
+    x = _small(2, False).embeddings[:1].to(device).requires_grad_()
+    labels = _small(2, False).labels[:1].to(device)
+
+    def loss(x: Tensor) -> Tensor:
+        return discriminative_loss(x, labels, max_instances=8)
+
+    node: Any = loss(x).grad_fn
+    assert node.next_functions[0][0].variable is x
+    assert torch.autograd.gradcheck(loss, x)
+    assert torch.autograd.gradgradcheck(loss, x)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_gradient_penalty_in_every_dtype(device: torch.device, dtype: torch.dtype) -> None:
     """Second derivatives reach the embeddings beside the first, through the public function."""

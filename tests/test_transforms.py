@@ -74,6 +74,9 @@ def test_opcheck(device: torch.device, dtype: torch.dtype, packed: bool) -> None
     ops = _ops.current()
     arguments = (x, labels, offsets, 4, *NUMBERS, [0])
     torch.library.opcheck(ops.forward, arguments)
+    if not packed:
+        one = (x[:1].detach().requires_grad_(), labels[:1], *arguments[2:])
+        torch.library.opcheck(ops.forward, one, {"squeeze": True})
     results = [result.detach() for result in ops.forward(*arguments)]
     upstream = torch.linspace(1, 2, len(results[0]), device=device, dtype=results[0].dtype)
     torch.library.opcheck(

@@ -11,6 +11,7 @@ from op_calls import OpCalls
 from torch import Tensor
 
 from discloss_cuda import (
+    DiscriminativeLossTerms,
     _ops,
     discriminative_loss,
     discriminative_loss_packed,
@@ -207,3 +208,28 @@ def test_wrong_offsets_stay_an_error(
     in_dims = (0, 0, 0 if batched else None)
     with pytest.raises((ValueError, RuntimeError), match=r"offsets|__trap"):
         torch.vmap(discriminative_loss_packed, in_dims)(x, labels, given)
+
+
+def test_vmap_of_the_op_of_one_image(batches: tuple[Tensor, Tensor]) -> None:
+    """Whose terms may be asked for without the axis of the images."""
+    x, labels = (tensor[:, :1] for tensor in batches)
+
+    def terms(x: Tensor, labels: Tensor) -> Any:
+        numbers = (0.5, 1.5, 1.0, 1.0, 0.001, 2)
+        results = _ops.current().forward(x, labels, None, 4, *numbers, [], squeeze=True)
+        return results[0] if x.shape[0] > 1 else DiscriminativeLossTerms(*results[:4])
+
+    assert_same(torch.vmap(terms)(x, labels), loop(terms, (0, 0), x, labels))
+    both = batches[0], batches[1]
+    assert_same(torch.vmap(terms)(*both), loop(terms, (0, 0), *both))
+
+
+def test_vmap_over_upstream_gradients_of_one_image(batches: tuple[Tensor, Tensor]) -> None:
+    x = batches[0][0, :1].requires_grad_()
+    loss = discriminative_loss(x, batches[1][0, :1], max_instances=4)
+    upstream = torch.arange(1.0, V + 1, dtype=loss.dtype, device=loss.device)
+
+    def gradient(upstream: Tensor) -> Tensor:
+        return torch.autograd.grad(loss, x, upstream, retain_graph=True)[0]
+
+    assert_same(torch.vmap(gradient)(upstream), loop(gradient, (0,), upstream))

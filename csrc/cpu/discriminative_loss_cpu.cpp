@@ -1,8 +1,8 @@
 // The ops on a CPU (contract: discriminative_loss.h): checks, allocation, and one image after the
 // other or side by side.
 #include <ATen/Dispatch.h>
+#include <ATen/EmptyTensor.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -101,17 +101,20 @@ void forward_batch(const EmbeddingView& view, const at::Tensor& labels, const Im
 ForwardTuple forward(const at::Tensor& embeddings, const at::Tensor& labels,
                      const std::optional<at::Tensor>& offsets, int64_t max_instances,
                      double delta_var, double delta_dist, double alpha, double beta, double gamma,
-                     int64_t norm, at::IntArrayRef ignore_labels) {
+                     int64_t norm, at::IntArrayRef ignore_labels, bool squeeze) {
   check_forward(embeddings, labels, offsets, max_instances, delta_var, delta_dist, norm);
   const at::Tensor bounds = contiguous_offsets(offsets);
   check_offsets_of(bounds, labels);
   const Images images = images_of(labels, bounds);
   const Hyper hyper = {delta_var, delta_dist, alpha, beta, gamma, norm};
+  // Past the dispatcher, which takes longer than a small image's passes.
   const auto zeros = [](at::IntArrayRef sizes, const at::TensorOptions& options) {
-    return at::zeros(sizes, options);
+    at::Tensor tensor = at::detail::empty_cpu(sizes, options);
+    std::fill_n(static_cast<char*>(tensor.mutable_data_ptr()), tensor.nbytes(), 0);
+    return tensor;
   };
   ForwardResult result =
-      ForwardResult::allocate(embeddings, labels, images.count, max_instances, zeros);
+      ForwardResult::allocate(embeddings, labels, images.count, max_instances, squeeze, zeros);
   const EmbeddingView view = readable_view(embeddings, offsets.has_value());
   const at::Tensor ids = labels.contiguous();
   AT_DISPATCH_FLOATING_TYPES_AND2(
@@ -130,8 +133,9 @@ Weights upstream_weights(const std::optional<at::Tensor>& grad_loss,
                          const std::optional<at::Tensor>& grad_regularization, double alpha,
                          double beta, double gamma, int64_t b) {
   const auto value = [b](const std::optional<at::Tensor>& gradient) -> double {
-    return gradient.has_value() ? gradient->const_data_ptr<accscalar_t>()[b * gradient->stride(0)]
-                                : 0.0;
+    return gradient.has_value()
+               ? gradient->const_data_ptr<accscalar_t>()[b * image_stride(*gradient)]
+               : 0.0;
   };
   const double loss = value(grad_loss);
   return {alpha * loss + value(grad_variance), beta * loss + value(grad_distance),

@@ -89,7 +89,7 @@ at::Tensor allocate_workspace(size_t bytes, const at::Tensor& like) {
 ForwardTuple forward(const at::Tensor& embeddings, const at::Tensor& labels,
                      const std::optional<at::Tensor>& offsets, int64_t max_instances,
                      double delta_var, double delta_dist, double alpha, double beta, double gamma,
-                     int64_t norm, at::IntArrayRef ignore_labels) {
+                     int64_t norm, at::IntArrayRef ignore_labels, bool squeeze) {
   check_forward(embeddings, labels, offsets, max_instances, delta_var, delta_dist, norm);
   const c10::DeviceGuard guard(embeddings.device());
   const auto stream = current_stream(embeddings.device());
@@ -101,8 +101,8 @@ ForwardTuple forward(const at::Tensor& embeddings, const at::Tensor& labels,
   const auto empty = [](at::IntArrayRef sizes, const at::TensorOptions& options) {
     return at::empty(sizes, options);
   };
-  const ForwardResult r =
-      ForwardResult::allocate(embeddings, labels, batch.images.count, max_instances, empty);
+  const ForwardResult r = ForwardResult::allocate(embeddings, labels, batch.images.count,
+                                                  max_instances, squeeze, empty);
   const ForwardArguments arguments = {batch,
                                       view.tensor.const_data_ptr(),
                                       {ids.const_data_ptr(), label_type(ids.scalar_type())},
@@ -134,7 +134,7 @@ Upstream upstream(const std::optional<at::Tensor>& gradient) {
   if (!gradient.has_value()) {
     return {nullptr, 0};
   }
-  return {gradient->const_data_ptr(), gradient->stride(0)};
+  return {gradient->const_data_ptr(), image_stride(*gradient)};
 }
 
 at::Tensor backward(const std::optional<at::Tensor>& grad_loss,
