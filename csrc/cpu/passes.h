@@ -12,6 +12,9 @@ namespace discloss::cpu::DISCLOSS_CPU_TARGET {
 constexpr int64_t kLongRun = 12;
 constexpr int64_t kLongRunOfGradient = 6;
 
+// Shorter runs than this, on average, cost more than their pixels do one by one.
+constexpr int64_t kSingly = 3;
+
 template <typename scalar_t>
 DISCLOSS_INLINE Pixels<scalar_t> part_of(const Pixels<scalar_t>& pixels, int64_t begin,
                                          int64_t count) {
@@ -30,13 +33,18 @@ DISCLOSS_INLINE void for_each_tile(const Pixels<scalar_t>& pixels,
   const int64_t step = tile_pixels(pixels.channels);
   for (int64_t begin = 0; begin < pixels.count; begin += step) {
     const int64_t count = pixels.count - begin < step ? pixels.count - begin : step;
-    const int64_t run_count = find_runs(pixels.slots + begin, count, scratch.runs);
+    const int64_t run_count = count_runs(pixels.slots + begin, count);
+    const bool singly = run_count * kSingly > count;
+    if (!singly) {
+      find_runs(pixels.slots + begin, count, scratch.runs);
+    }
     const Tile<accumulate_t<scalar_t>> tile = {scratch.values,
                                                scratch.scales,
                                                scratch.squares,
                                                pixels.slots + begin,
                                                scratch.runs,
                                                run_count,
+                                               singly,
                                                count,
                                                pixels.channels,
                                                padded_channels(pixels.channels),
@@ -54,10 +62,18 @@ DISCLOSS_INLINE bool has_long_runs(Tile<T> tile, int64_t long_run) {
 template <typename ByPixel, typename scalar_t, typename T, typename Body>
 DISCLOSS_INLINE void with_rows(Pixels<scalar_t> pixels, Tile<T> tile, const Body& body) {
   if (pixels.pixel_stride != 1) {
-    body(ByPixel::rows_of_memory(pixels));
+    if (pixels.channels == ByPixel::kLanesOfRow) {
+      body(ByPixel::template rows_of_memory<true>(pixels));
+    } else {
+      body(ByPixel::template rows_of_memory<false>(pixels));
+    }
   } else {
     ByPixel::load_transposed(pixels, tile);
-    body(ByPixel::rows_of_tile(tile));
+    if (pixels.channels <= ByPixel::kLanesOfRow) {
+      body(ByPixel::template rows_of_tile<true>(tile));
+    } else {
+      body(ByPixel::template rows_of_tile<false>(tile));
+    }
   }
 }
 
@@ -79,6 +95,11 @@ void add_sums(const Pixels<scalar_t>& pixels, const Scratch<accumulate_t<scalar_
   using ByChannel = ChannelMajor<scalar_t, kNorm, W>;
   using ByPixel = PixelMajor<scalar_t, kNorm, W>;
   for_each_tile(pixels, scratch, [&](auto part, auto tile, int64_t) {
+    if (tile.singly) {
+      with_rows<ByPixel>(part, tile,
+                         [&](auto rows) { ByPixel::add_sums_singly(rows, tile, counts, sums); });
+      return;
+    }
     for_each_run(tile, [&](Run run) { counts[run.slot] += run.end - run.begin; });
     if (part.pixel_stride == 1 && has_long_runs(tile, kLongRun)) {
       for_each_run(tile,
@@ -121,6 +142,10 @@ void add_pull(const Pixels<scalar_t>& pixels, const Scratch<accumulate_t<scalar_
     } else {
       with_rows<ByPixel>(part, tile, [&](auto rows) {
         ByPixel::find_hinges(rows, tile, means, margin);
+        if (tile.singly) {
+          ByPixel::add_pull_singly(rows, tile, means, squares, pull);
+          return;
+        }
         for_each_run(tile, [&](Run run) {
           const int64_t table = run.slot * tile.padded;
           if (add_squares(tile, run, squares)) {
@@ -137,14 +162,22 @@ template <typename ByPixel, typename RowsT, typename T, typename result_t>
 DISCLOSS_INLINE void write_rows(RowsT rows, Tile<T> tile, GradientTables<T> tables,
                                 Margin<T> margin, result_t* gradient, int64_t pitch) {
   ByPixel::find_hinges(rows, tile, tables.means, margin);
-  for (int64_t r = 0; r < tile.run_count; ++r) {
-    const Run run = tile.runs[r];
+  const auto write = [=](Run run) __attribute__((always_inline)) {
     if (run.slot < 0) {
-      ByPixel::clear(run, rows.channels, gradient, pitch);
+      ByPixel::clear(rows, run, gradient, pitch);
     } else {
       const int64_t table = run.slot * tile.padded;
       ByPixel::write_gradient(rows, tile, run, tables.means + table, tables.shared + table,
                               tables.factors[run.slot], gradient, pitch);
+    }
+  };
+  if (tile.singly) {
+    for (int32_t i = 0; i < tile.pixels; ++i) {
+      write(Run{i, i + 1, tile.slots[i]});
+    }
+  } else {
+    for (int64_t r = 0; r < tile.run_count; ++r) {
+      write(tile.runs[r]);
     }
   }
 }
@@ -197,7 +230,7 @@ void add_push(const Means<accumulate_t<scalar_t>>& means, int64_t first, int64_t
                               means.channels,           nullptr, count};
     Run run = {0, static_cast<int32_t>(count), 0};
     const Tile<T> tile = {
-        scratch.values, scratch.scales, scratch.squares,           nullptr, &run, 1, count,
+        scratch.values, scratch.scales, scratch.squares,           nullptr, &run, 1, false, count,
         means.channels, padded,         tile_pitch(means.channels)};
     ByChannel::load_tile(others, tile);
     for (int64_t a = first; a < last; ++a) {
