@@ -9,7 +9,7 @@ namespace discloss::cpu::DISCLOSS_CPU_TARGET {
 
 // Shorter runs than this, on average, cost more as vectors of pixels than a transposition does
 // (measured where D = 16); for the gradient, which is transposed twice, that is later.
-constexpr int64_t kLongRun = 12;
+constexpr int64_t kLongRun = 16;
 constexpr int64_t kLongRunOfGradient = 6;
 
 // Shorter runs than this, on average, cost more than their pixels do one by one.
@@ -31,8 +31,12 @@ DISCLOSS_INLINE void for_each_tile(const Pixels<scalar_t>& pixels,
                                    const Scratch<accumulate_t<scalar_t>>& scratch,
                                    const Body& body) {
   const int64_t step = tile_pixels(pixels.channels);
-  for (int64_t begin = 0; begin < pixels.count; begin += step) {
-    const int64_t count = pixels.count - begin < step ? pixels.count - begin : step;
+  constexpr int64_t W = kLanes<accumulate_t<scalar_t>>;
+  const int64_t whole = pixels.count / W * W;
+  int64_t count = 0;
+  for (int64_t begin = 0; begin < pixels.count; begin += count) {
+    const int64_t left = (begin < whole ? whole : pixels.count) - begin;
+    count = left < step ? left : step;
     const int64_t run_count = count_runs(pixels.slots + begin, count);
     const bool singly = run_count * kSingly > count;
     if (!singly) {
@@ -53,9 +57,28 @@ DISCLOSS_INLINE void for_each_tile(const Pixels<scalar_t>& pixels,
   }
 }
 
-template <typename T>
-DISCLOSS_INLINE bool has_long_runs(Tile<T> tile, int64_t long_run) {
-  return tile.run_count * long_run <= tile.pixels;
+// Whether a tile is taken as vectors of pixels.
+template <typename scalar_t, typename T>
+DISCLOSS_INLINE bool by_channel(Pixels<scalar_t> pixels, Tile<T> tile, int64_t long_run) {
+  return pixels.pixel_stride == 1 && tile.pixels % kLanes<T> == 0 &&
+         tile.run_count * long_run <= tile.pixels;
+}
+
+// Calls body(number of channels, as a type), if it is one that passes are compiled for. Returns
+// whether it is.
+template <int kRows, typename Body>
+DISCLOSS_INLINE bool with_channels(int64_t channels, const Body& body) {
+  if constexpr (kRows <= 8) {
+    if (channels == 8) {
+      body(std::integral_constant<int, 8>{});
+      return true;
+    }
+  }
+  if (channels == 16) {
+    body(std::integral_constant<int, 16>{});
+    return true;
+  }
+  return false;
 }
 
 // Calls body(rows) with the pixels of a tile, pixel-major: as they lie in memory, or transposed.
@@ -101,9 +124,8 @@ void add_sums(const Pixels<scalar_t>& pixels, const Scratch<accumulate_t<scalar_
       return;
     }
     for_each_run(tile, [&](Run run) { counts[run.slot] += run.end - run.begin; });
-    if (part.pixel_stride == 1 && has_long_runs(tile, kLongRun)) {
-      for_each_run(tile,
-                   [&](Run run) { ByChannel::add_sums(part, run, sums + run.slot * tile.padded); });
+    if (by_channel(part, tile, kLongRun)) {
+      ByChannel::add_sums(part, tile, sums);
     } else {
       with_rows<ByPixel>(part, tile, [&](auto rows) {
         for_each_run(tile,
@@ -131,7 +153,17 @@ void add_pull(const Pixels<scalar_t>& pixels, const Scratch<accumulate_t<scalar_
   using ByPixel = PixelMajor<scalar_t, kNorm, W>;
   const Margin<accumulate_t<scalar_t>> margin = {1, delta_var};
   for_each_tile(pixels, scratch, [&](auto part, auto tile, int64_t) {
-    if (part.pixel_stride == 1 && has_long_runs(tile, kLongRun)) {
+    if (by_channel(part, tile, kLongRun)) {
+      const bool done = with_channels<W>(part.channels, [&](auto channels) {
+        for_each_run(tile, [&](Run run) {
+          const int64_t table = run.slot * tile.padded;
+          ByChannel::template add_pull<channels()>(part, run, means + table, delta_var,
+                                                   squares + run.slot, pull + table);
+        });
+      });
+      if (done) {
+        return;
+      }
       ByChannel::load_and_find_hinges(part, tile, means, margin);
       for_each_run(tile, [&](Run run) {
         const int64_t table = run.slot * tile.padded;
@@ -196,7 +228,13 @@ void write_gradient(const Pixels<scalar_t>& pixels,
   for_each_tile(pixels, scratch, [&](auto part, auto tile, int64_t begin) {
     GradientPixels<scalar_t> out = gradient;
     out.gradient += begin * gradient.pixel_stride;
-    if (part.pixel_stride == 1 && to_channels && has_long_runs(tile, kLongRunOfGradient)) {
+    if (to_channels && by_channel(part, tile, kLongRunOfGradient)) {
+      const bool done = with_channels<W>(part.channels, [&](auto channels) {
+        ByChannel::template write_gradient<channels()>(part, tile, tables, delta_var, out);
+      });
+      if (done) {
+        return;
+      }
       ByChannel::load_and_find_hinges(part, tile, tables.means, margin);
       ByChannel::write_gradient(tile, tables, out);
       return;

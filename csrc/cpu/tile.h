@@ -34,7 +34,7 @@ struct Tile {
 
 // Channels-first memory is read and written in short pieces of D far rows, which no hardware
 // prefetcher follows; so what comes this much later is asked for, into the L2 cache.
-constexpr int64_t kPixelsAhead = 128;
+constexpr int64_t kPixelsAhead = 64;
 
 DISCLOSS_INLINE void prefetch(const void* address) {
   constexpr int kIntoL2 = 2;
