@@ -12,8 +12,9 @@ namespace discloss::cpu::DISCLOSS_CPU_TARGET {
 constexpr int64_t kLongRun = 16;
 constexpr int64_t kLongRunOfGradient = 6;
 
-// Shorter runs than this, on average, cost more than their pixels do one by one.
-constexpr int64_t kSingly = 3;
+// Shorter runs than this, on average, cost more in pass 1 than their pixels do one by one. In the
+// other passes only runs that are worth being vectors of pixels are.
+constexpr int64_t kShortRun = 3;
 
 template <typename scalar_t>
 DISCLOSS_INLINE Pixels<scalar_t> part_of(const Pixels<scalar_t>& pixels, int64_t begin,
@@ -25,10 +26,11 @@ DISCLOSS_INLINE Pixels<scalar_t> part_of(const Pixels<scalar_t>& pixels, int64_t
   return part;
 }
 
-// Calls body(pixels of a tile, Tile, number of its first pixel).
+// Calls body(pixels of a tile, Tile, number of its first pixel). Finds the runs of tiles in which
+// they have `shortest` pixels on average.
 template <typename scalar_t, typename Body>
 DISCLOSS_INLINE void for_each_tile(const Pixels<scalar_t>& pixels,
-                                   const Scratch<accumulate_t<scalar_t>>& scratch,
+                                   const Scratch<accumulate_t<scalar_t>>& scratch, int64_t shortest,
                                    const Body& body) {
   const int64_t step = tile_pixels(pixels.channels);
   constexpr int64_t W = kLanes<accumulate_t<scalar_t>>;
@@ -38,7 +40,7 @@ DISCLOSS_INLINE void for_each_tile(const Pixels<scalar_t>& pixels,
     const int64_t left = (begin < whole ? whole : pixels.count) - begin;
     count = left < step ? left : step;
     const int64_t run_count = count_runs(pixels.slots + begin, count);
-    const bool singly = run_count * kSingly > count;
+    const bool singly = run_count * shortest > count;
     if (!singly) {
       find_runs(pixels.slots + begin, count, scratch.runs);
     }
@@ -117,7 +119,7 @@ void add_sums(const Pixels<scalar_t>& pixels, const Scratch<accumulate_t<scalar_
               int64_t* counts, double* sums) {
   using ByChannel = ChannelMajor<scalar_t, kNorm, W>;
   using ByPixel = PixelMajor<scalar_t, kNorm, W>;
-  for_each_tile(pixels, scratch, [&](auto part, auto tile, int64_t) {
+  for_each_tile(pixels, scratch, kShortRun, [&](auto part, auto tile, int64_t) {
     if (tile.singly) {
       with_rows<ByPixel>(part, tile,
                          [&](auto rows) { ByPixel::add_sums_singly(rows, tile, counts, sums); });
@@ -152,7 +154,7 @@ void add_pull(const Pixels<scalar_t>& pixels, const Scratch<accumulate_t<scalar_
   using ByChannel = ChannelMajor<scalar_t, kNorm, W>;
   using ByPixel = PixelMajor<scalar_t, kNorm, W>;
   const Margin<accumulate_t<scalar_t>> margin = {1, delta_var};
-  for_each_tile(pixels, scratch, [&](auto part, auto tile, int64_t) {
+  for_each_tile(pixels, scratch, kLongRun, [&](auto part, auto tile, int64_t) {
     if (by_channel(part, tile, kLongRun)) {
       const bool done = with_channels<W>(part.channels, [&](auto channels) {
         for_each_run(tile, [&](Run run) {
@@ -225,7 +227,7 @@ void write_gradient(const Pixels<scalar_t>& pixels,
   using ByPixel = PixelMajor<scalar_t, kNorm, W>;
   const Margin<accumulate_t<scalar_t>> margin = {1, delta_var};
   const bool to_channels = gradient.pixel_stride == 1;
-  for_each_tile(pixels, scratch, [&](auto part, auto tile, int64_t begin) {
+  for_each_tile(pixels, scratch, kLongRunOfGradient, [&](auto part, auto tile, int64_t begin) {
     GradientPixels<scalar_t> out = gradient;
     out.gradient += begin * gradient.pixel_stride;
     if (to_channels && by_channel(part, tile, kLongRunOfGradient)) {
