@@ -16,6 +16,9 @@ struct ChannelMajor {
   static constexpr int W = kLanes<accscalar_t>;
   using P = Pack<accscalar_t, W>;
 
+  // A tile of 16 channels is read a tile ahead.
+  static constexpr int64_t kTileAhead = 256;
+
   static DISCLOSS_INLINE P zero() { return P(accscalar_t(0)); }
   static DISCLOSS_INLINE accscalar_t* at(Tile<accscalar_t> tile, int64_t d, int64_t i) {
     return tile.values + d * tile.pitch + i;
@@ -24,18 +27,18 @@ struct ChannelMajor {
     return load<W>(at(tile, d, i));
   }
 
-  // Pixels i, ..., i + W - 1 of channel d in memory; behind the last of the tile, anything.
-  static DISCLOSS_INLINE P load_x(Pixels<scalar_t> pixels, int64_t d, int64_t i) {
-    const scalar_t* row = pixels.embeddings + d * pixels.channel_stride;
-    prefetch(row + i + kPixelsAhead);
-    return i + W <= pixels.count ? load<W>(row + i) : load_before<W>(row + i, row + pixels.count);
+  // W pixels of a channel in memory; what comes `ahead` of them is asked for.
+  static DISCLOSS_INLINE P load_x(const scalar_t* x, int64_t ahead) {
+    prefetch(x + ahead);
+    return load<W>(x);
   }
 
-  // values = x_i
+  // values = x_i, of any number of pixels; behind the last one, anything.
   static DISCLOSS_INLINE void load_tile(Pixels<scalar_t> pixels, Tile<accscalar_t> tile) {
     for (int64_t d = 0; d < tile.channels; ++d) {
+      const scalar_t* row = pixels.embeddings + d * pixels.channel_stride;
       for (int64_t i = 0; i < tile.pixels; i += W) {
-        store(at(tile, d, i), load_x(pixels, d, i));
+        store(at(tile, d, i), load_before<W>(row + i, row + pixels.count));
       }
     }
   }
@@ -146,13 +149,176 @@ struct ChannelMajor {
     }
   }
 
-  // Straight from memory: each value is needed once.
-  static DISCLOSS_INLINE void add_sums(Pixels<scalar_t> pixels, Run run, double* sums) {
-    const int64_t last = pixels.channels - 1;
-    add_over_run(run, pixels.channels, sums,
-                 [=](int64_t d, int64_t i) __attribute__((always_inline)) {
-                   return load_x(pixels, d < last ? d : last, i);
-                 });
+  // Sum of kBlocks vectors from x on, in pairs: as exact as a few of them one after the other.
+  template <int kBlocks>
+  static DISCLOSS_INLINE P sum_in_pairs(const scalar_t* x) {
+    if constexpr (kBlocks == 1) {
+      return load_x(x, kTileAhead);
+    } else {
+      return sum_in_pairs<kBlocks / 2>(x) + sum_in_pairs<kBlocks / 2>(x + kBlocks / 2 * W);
+    }
+  }
+
+  // sum + the pixels begin <= i < end, fewer than 2 kBlocks vectors. x: pixel 0
+  template <int kBlocks>
+  static DISCLOSS_INLINE P add_rest(const scalar_t* x, int64_t begin, int64_t end, P sum) {
+    if constexpr (kBlocks == 0) {
+      return begin < end
+                 ? sum + select(first_lanes<P>(end - begin), load_x(x + begin, kTileAhead), zero())
+                 : sum;
+    } else {
+      if (begin + kBlocks * W <= end) {
+        sum = sum + sum_in_pairs<kBlocks>(x + begin);
+        begin += kBlocks * W;
+      }
+      return add_rest<kBlocks / 2>(x, begin, end, sum);
+    }
+  }
+
+  // Sum of a channel over a run, a vector. x: the channel from the first pixel of the tile.
+  static DISCLOSS_INLINE P sum_of_run(const scalar_t* x, Run run) {
+    constexpr int64_t kPairs = 64;  // pixels
+    int64_t i = run.begin / W * W;
+    P rest = zero();
+    if (i < run.begin) {
+      rest =
+          select(lanes_between<P>(run.begin - i, run.end - i), load_x(x + i, kTileAhead), zero());
+      i += W;
+    }
+    P sum = zero();
+    for (; i + kPairs <= run.end; i += kPairs) {
+      sum = sum + sum_in_pairs<kPairs / W>(x + i);
+    }
+    return sum + add_rest<kPairs / W / 2>(x, i, run.end, rest);
+  }
+
+  // sums [K, padded] += x_i. Straight from memory, channel after channel, so that it is read in
+  // long pieces; the sum of each run and channel is kept as a vector, in `values` of the tile,
+  // which has room for those of runs of W pixels.
+  static DISCLOSS_INLINE void add_sums(Pixels<scalar_t> pixels, Tile<accscalar_t> tile,
+                                       double* sums) {
+    const int64_t pitch = tile.padded * W;
+    for (int64_t d = 0; d < tile.channels; ++d) {
+      for (int64_t r = 0; r < tile.run_count; ++r) {
+        store(tile.values + r * pitch + d * W,
+              sum_of_run(pixels.embeddings + d * pixels.channel_stride, tile.runs[r]));
+      }
+    }
+    for (int64_t r = 0; r < tile.run_count; ++r) {
+      if (tile.runs[r].slot < 0) {
+        continue;
+      }
+      for (int64_t first = 0; first < tile.channels; first += kRows) {
+        P rows[kRows];
+#pragma GCC unroll 16
+        for (int row = 0; row < kRows; ++row) {
+          rows[row] = load<W>(tile.values + r * pitch + (first + row) * W);
+        }
+        add_to<kRows>(sums + tile.runs[r].slot * tile.padded + first, sum_of_each(rows));
+      }
+    }
+  }
+
+  // v_i of W pixels, all channels: so few that they stay in registers.
+  template <int kChannels>
+  struct Differences {
+    P v[kChannels];
+
+    // value(d, x): v_i from x_i
+    template <typename Value>
+    DISCLOSS_INLINE Differences(Pixels<scalar_t> pixels, int64_t i, const Value& value) {
+      const scalar_t* x = pixels.embeddings + i;
+#pragma GCC unroll 16
+      for (int d = 0; d < kChannels; ++d) {
+        v[d] = value(d, load_x(x, kPixelsAhead));
+        x += pixels.channel_stride;
+      }
+    }
+
+    DISCLOSS_INLINE P norm() const {
+      P even = zero(), odd = zero();  // two sums, for neither waits for the other
+#pragma GCC unroll 16
+      for (int d = 0; d < kChannels; d += 2) {
+        even = Norm<kNorm>::accumulate(even, v[d]);
+        odd = Norm<kNorm>::accumulate(odd, v[d + 1]);
+      }
+      return Norm<kNorm>::finish(even + odd);
+    }
+  };
+
+  // Calls body(block, end) for pieces of a run, so short that a sum over one has 8 numbers a lane.
+  // `block` is a multiple of W, of the first piece at or before the run's first pixel.
+  template <typename Body>
+  static DISCLOSS_INLINE void for_each_piece(Run run, const Body& body) {
+    constexpr int64_t kPiece = 8 * W;
+    for (int64_t block = run.begin / W * W; block < run.end; block += kPiece) {
+      body(block, block + kPiece < run.end ? block + kPiece : run.end);
+    }
+  }
+
+  // squares += h_i^2, pull [padded] += h_i d|v_i|, of a run. mean [padded]
+  template <int kChannels>
+  static DISCLOSS_INLINE void add_pull(Pixels<scalar_t> pixels, Run run, const accscalar_t* mean,
+                                       accscalar_t delta, double* squares, double* pull) {
+    constexpr int kGroups = kChannels / kRows;
+    for_each_piece(run, [=](int64_t block, int64_t end) __attribute__((always_inline)) {
+      P rows[kGroups][kRows];
+      P sum = zero();
+#pragma GCC unroll 16
+      for (int d = 0; d < kChannels; ++d) {
+        rows[d / kRows][d % kRows] = zero();
+      }
+      for (int64_t i = block; i < end; i += W) {
+        // Outside of the run v_i = 0, whatever is there; so are its hinge and pull.
+        const auto inside = lanes_between<P>(run.begin - i, run.end - i);
+        const Differences<kChannels> x(pixels, i,
+                                       [=](int d, P value) __attribute__((always_inline)) {
+                                         return select(inside, value - P(mean[d]), zero());
+                                       });
+        const P norm = x.norm();
+        const P h = hinge(norm - P(delta));
+        const P scale = Norm<kNorm>::scale(h, norm);
+        sum = sum + h * h;
+#pragma GCC unroll 16
+        for (int d = 0; d < kChannels; ++d) {
+          P& row = rows[d / kRows][d % kRows];
+          row = row + scale * Norm<kNorm>::direction(x.v[d]);
+        }
+      }
+      *squares += static_cast<double>(sum_of_lanes(sum));
+#pragma GCC unroll 4
+      for (int group = 0; group < kGroups; ++group) {
+        add_to<kRows>(pull + group * kRows, sum_of_each(rows[group]));
+      }
+    });
+  }
+
+  // gradient = factor h_i d|v_i| + shared, or 0 where ignored
+  template <int kChannels>
+  static DISCLOSS_INLINE void write_gradient(Pixels<scalar_t> pixels, Tile<accscalar_t> tile,
+                                             GradientTables<accscalar_t> tables, accscalar_t delta,
+                                             GradientPixels<scalar_t> out) {
+    for_each_block(tile, [=](int64_t i, auto block) __attribute__((always_inline)) {
+      const auto means = block.rows(tables.means, tile.padded);
+      const auto shared = block.rows(tables.shared, tile.padded);
+      const Differences<kChannels> x(pixels, i, [&](int d, P value) __attribute__((always_inline)) {
+        return value - block.column(means, d);
+      });
+      const P norm = x.norm();
+      const P scale = block.column(block.rows(tables.factors, 1), 0) *
+                      Norm<kNorm>::scale(hinge(norm - P(delta)), norm);
+      const P kept = block.kept_lanes();
+      scalar_t* row = out.gradient + i;
+#pragma GCC unroll 16
+      for (int d = 0; d < kChannels; ++d) {
+        P values = scale * Norm<kNorm>::direction(x.v[d]) + block.column(shared, d);
+        if (!block.all_kept) {
+          values = select(kept == zero(), zero(), values);
+        }
+        store(row, values);
+        row += out.channel_stride;
+      }
+    });
   }
 
   // values = x_i, and scales and squares of all pixels, of ignored ones anything. means [K, padded]
@@ -164,7 +330,7 @@ struct ChannelMajor {
       P sums = zero();
 #pragma GCC unroll 4
       for (int64_t d = 0; d < tile.channels; ++d) {
-        const P value = load_x(pixels, d, i);
+        const P value = load_x(pixels.embeddings + d * pixels.channel_stride + i, kPixelsAhead);
         store(at(tile, d, i), value);
         sums = Norm<kNorm>::accumulate(sums, value - block.column(rows, d));
       }
@@ -222,7 +388,7 @@ struct ChannelMajor {
         }
         scalar_t* row = out.gradient + d * out.channel_stride;
         prefetch(row + i + kPixelsAhead);
-        store_first(row + i, values, tile.pixels - i);
+        store(row + i, values);
       }
     });
   }

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <numeric>
 #include <utility>
 #include <vector>
 
@@ -80,12 +81,19 @@ struct ImageIds {
 
 namespace detail {
 
+// The ids of a part and their numbers, of which there may be more.
+struct PartIds {
+  std::vector<int64_t> ids;
+  std::vector<int32_t> numbers;  // of each of them
+  int64_t numbers_count;         // all are less
+};
+
 // The functions below: slots = numbers of the ids; or null where only the ids are wanted.
 
-// One look into the table for each run of equal ids.
+// One look into a table for each run of equal ids.
 template <typename label_t>
-void number_runs(const label_t* labels, int64_t begin, int64_t end, IdTable& table,
-                 int32_t* slots) {
+PartIds number_runs(const label_t* labels, int64_t begin, int64_t end, int32_t* slots) {
+  IdTable table;
   for (int64_t i = begin; i < end;) {
     const label_t label = labels[i];
     const int32_t number = table.number_of(static_cast<int64_t>(label));
@@ -97,23 +105,32 @@ void number_runs(const label_t* labels, int64_t begin, int64_t end, IdTable& tab
       std::fill(slots + first, slots + i, number);
     }
   }
+  std::vector<int32_t> numbers(table.ids().size());
+  std::iota(numbers.begin(), numbers.end(), 0);
+  return {table.ids(), numbers, static_cast<int64_t>(numbers.size())};
 }
 
-// For ids that change from pixel to pixel: the numbers of all ids from `least` on in an array.
+// For ids that change from pixel to pixel: each has its distance from the least as its number, and
+// nothing has to be looked up.
 template <typename label_t>
-void number_singly(const label_t* labels, int64_t begin, int64_t end, int64_t least, int64_t span,
-                   IdTable& table, int32_t* slots) {
-  std::vector<int32_t> numbers(static_cast<size_t>(span), -1);
+PartIds number_singly(const label_t* labels, int64_t begin, int64_t end, int64_t least,
+                      int64_t span, int32_t* slots) {
+  std::vector<uint8_t> met(static_cast<size_t>(span));
   for (int64_t i = begin; i < end; ++i) {
-    const auto id = static_cast<int64_t>(labels[i]);
-    int32_t& number = numbers[static_cast<size_t>(id - least)];
-    if (number < 0) {
-      number = table.number_of(id);
-    }
+    const int64_t number = static_cast<int64_t>(labels[i]) - least;
+    met[static_cast<size_t>(number)] = 1;
     if (slots != nullptr) {
-      slots[i] = number;
+      slots[i] = static_cast<int32_t>(number);
     }
   }
+  PartIds part = {{}, {}, span};
+  for (int64_t number = 0; number < span; ++number) {
+    if (met[static_cast<size_t>(number)] != 0) {
+      part.ids.push_back(least + number);
+      part.numbers.push_back(static_cast<int32_t>(number));
+    }
+  }
+  return part;
 }
 
 // Whether ids change from pixel to pixel, as far as the first ones tell.
@@ -127,29 +144,36 @@ bool changes_often(const label_t* labels, int64_t begin, int64_t end) {
   return 4 * changes > last - begin;
 }
 
+// The least id and the largest. Plain enough for a compiler to make vectors of it.
 template <typename label_t>
-void number_part(const label_t* labels, int64_t begin, int64_t end, IdTable& table,
-                 int32_t* slots) {
+std::pair<int64_t, int64_t> bounds_of(const label_t* labels, int64_t begin, int64_t end) {
+  label_t least = labels[begin], most = labels[begin];
+  for (int64_t i = begin; i < end; ++i) {
+    least = labels[i] < least ? labels[i] : least;
+    most = labels[i] > most ? labels[i] : most;
+  }
+  return {static_cast<int64_t>(least), static_cast<int64_t>(most)};
+}
+
+template <typename label_t>
+PartIds number_part(const label_t* labels, int64_t begin, int64_t end, int32_t* slots) {
   if (changes_often(labels, begin, end)) {
-    const auto [least, most] = std::minmax_element(labels + begin, labels + end);
-    const auto span = static_cast<uint64_t>(static_cast<int64_t>(*most)) -
-                      static_cast<uint64_t>(static_cast<int64_t>(*least));
+    const auto [least, most] = bounds_of(labels, begin, end);
+    const auto span = static_cast<uint64_t>(most) - static_cast<uint64_t>(least);
     // No longer than the pixels are worth, and short enough for the second-level cache.
     if (span < std::min<uint64_t>(1 << 16, static_cast<uint64_t>(end - begin))) {
-      number_singly(labels, begin, end, static_cast<int64_t>(*least),
-                    static_cast<int64_t>(span) + 1, table, slots);
-      return;
+      return number_singly(labels, begin, end, least, static_cast<int64_t>(span) + 1, slots);
     }
   }
-  number_runs(labels, begin, end, table, slots);
+  return number_runs(labels, begin, end, slots);
 }
 
 // All ids in ascending order, without those to be ignored.
-inline std::vector<int64_t> distinct_ids(const std::vector<IdTable>& tables,
+inline std::vector<int64_t> distinct_ids(const std::vector<PartIds>& parts,
                                          c10::ArrayRef<int64_t> ignore_labels) {
   std::vector<int64_t> ids;
-  for (const auto& table : tables) {
-    ids.insert(ids.end(), table.ids().begin(), table.ids().end());
+  for (const auto& part : parts) {
+    ids.insert(ids.end(), part.ids.begin(), part.ids.end());
   }
   std::sort(ids.begin(), ids.end());
   ids.erase(std::unique(ids.begin(), ids.end()), ids.end());
@@ -169,18 +193,19 @@ inline std::vector<int64_t> distinct_ids(const std::vector<IdTable>& tables,
 template <typename label_t>
 ImageIds number_ids(const label_t* labels, int64_t pixels, int64_t parts,
                     c10::ArrayRef<int64_t> ignore_labels, int32_t* slots) {
-  std::vector<IdTable> tables(static_cast<size_t>(parts));
+  std::vector<detail::PartIds> found(static_cast<size_t>(parts));
   for_each_part(pixels, parts, [&](int64_t part, int64_t begin, int64_t end) {
-    detail::number_part(labels, begin, end, tables[static_cast<size_t>(part)], slots);
+    found[static_cast<size_t>(part)] = detail::number_part(labels, begin, end, slots);
   });
-  const auto ids = detail::distinct_ids(tables, ignore_labels);
+  const auto ids = detail::distinct_ids(found, ignore_labels);
   ImageIds result = {static_cast<int64_t>(ids.size()), {}};
-  for (const auto& table : tables) {
-    std::vector<int32_t> ranks;
-    for (const int64_t id : table.ids()) {
-      const auto at = std::lower_bound(ids.begin(), ids.end(), id);
-      const bool kept = at != ids.end() && *at == id;
-      ranks.push_back(kept ? static_cast<int32_t>(at - ids.begin()) : -1);
+  for (const auto& part : found) {
+    std::vector<int32_t> ranks(static_cast<size_t>(part.numbers_count), -1);
+    for (size_t i = 0; i < part.ids.size(); ++i) {
+      const auto at = std::lower_bound(ids.begin(), ids.end(), part.ids[i]);
+      if (at != ids.end() && *at == part.ids[i]) {
+        ranks[static_cast<size_t>(part.numbers[i])] = static_cast<int32_t>(at - ids.begin());
+      }
     }
     result.ranks.push_back(std::move(ranks));
   }

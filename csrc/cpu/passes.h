@@ -9,8 +9,12 @@ namespace discloss::cpu::DISCLOSS_CPU_TARGET {
 
 // Shorter runs than this, on average, cost more as vectors of pixels than a transposition does
 // (measured where D = 16); for the gradient, which is transposed twice, that is later.
-constexpr int64_t kLongRun = 12;
+constexpr int64_t kLongRun = 16;
 constexpr int64_t kLongRunOfGradient = 6;
+
+// Shorter runs than this, on average, cost more in pass 1 than their pixels do one by one. In the
+// other passes only runs that are worth being vectors of pixels are.
+constexpr int64_t kShortRun = 3;
 
 template <typename scalar_t>
 DISCLOSS_INLINE Pixels<scalar_t> part_of(const Pixels<scalar_t>& pixels, int64_t begin,
@@ -22,21 +26,31 @@ DISCLOSS_INLINE Pixels<scalar_t> part_of(const Pixels<scalar_t>& pixels, int64_t
   return part;
 }
 
-// Calls body(pixels of a tile, Tile, number of its first pixel).
+// Calls body(pixels of a tile, Tile, number of its first pixel). Finds the runs of tiles in which
+// they have `shortest` pixels on average.
 template <typename scalar_t, typename Body>
 DISCLOSS_INLINE void for_each_tile(const Pixels<scalar_t>& pixels,
-                                   const Scratch<accumulate_t<scalar_t>>& scratch,
+                                   const Scratch<accumulate_t<scalar_t>>& scratch, int64_t shortest,
                                    const Body& body) {
   const int64_t step = tile_pixels(pixels.channels);
-  for (int64_t begin = 0; begin < pixels.count; begin += step) {
-    const int64_t count = pixels.count - begin < step ? pixels.count - begin : step;
-    const int64_t run_count = find_runs(pixels.slots + begin, count, scratch.runs);
+  constexpr int64_t W = kLanes<accumulate_t<scalar_t>>;
+  const int64_t whole = pixels.count / W * W;
+  int64_t count = 0;
+  for (int64_t begin = 0; begin < pixels.count; begin += count) {
+    const int64_t left = (begin < whole ? whole : pixels.count) - begin;
+    count = left < step ? left : step;
+    const int64_t run_count = count_runs(pixels.slots + begin, count);
+    const bool singly = run_count * shortest > count;
+    if (!singly) {
+      find_runs(pixels.slots + begin, count, scratch.runs);
+    }
     const Tile<accumulate_t<scalar_t>> tile = {scratch.values,
                                                scratch.scales,
                                                scratch.squares,
                                                pixels.slots + begin,
                                                scratch.runs,
                                                run_count,
+                                               singly,
                                                count,
                                                pixels.channels,
                                                padded_channels(pixels.channels),
@@ -45,19 +59,46 @@ DISCLOSS_INLINE void for_each_tile(const Pixels<scalar_t>& pixels,
   }
 }
 
-template <typename T>
-DISCLOSS_INLINE bool has_long_runs(Tile<T> tile, int64_t long_run) {
-  return tile.run_count * long_run <= tile.pixels;
+// Whether a tile is taken as vectors of pixels.
+template <typename scalar_t, typename T>
+DISCLOSS_INLINE bool by_channel(Pixels<scalar_t> pixels, Tile<T> tile, int64_t long_run) {
+  return pixels.pixel_stride == 1 && tile.pixels % kLanes<T> == 0 &&
+         tile.run_count * long_run <= tile.pixels;
+}
+
+// Calls body(number of channels, as a type), if it is one that passes are compiled for. Returns
+// whether it is.
+template <int kRows, typename Body>
+DISCLOSS_INLINE bool with_channels(int64_t channels, const Body& body) {
+  if constexpr (kRows <= 8) {
+    if (channels == 8) {
+      body(std::integral_constant<int, 8>{});
+      return true;
+    }
+  }
+  if (channels == 16) {
+    body(std::integral_constant<int, 16>{});
+    return true;
+  }
+  return false;
 }
 
 // Calls body(rows) with the pixels of a tile, pixel-major: as they lie in memory, or transposed.
 template <typename ByPixel, typename scalar_t, typename T, typename Body>
 DISCLOSS_INLINE void with_rows(Pixels<scalar_t> pixels, Tile<T> tile, const Body& body) {
   if (pixels.pixel_stride != 1) {
-    body(ByPixel::rows_of_memory(pixels));
+    if (pixels.channels == ByPixel::kLanesOfRow) {
+      body(ByPixel::template rows_of_memory<true>(pixels));
+    } else {
+      body(ByPixel::template rows_of_memory<false>(pixels));
+    }
   } else {
     ByPixel::load_transposed(pixels, tile);
-    body(ByPixel::rows_of_tile(tile));
+    if (pixels.channels <= ByPixel::kLanesOfRow) {
+      body(ByPixel::template rows_of_tile<true>(tile));
+    } else {
+      body(ByPixel::template rows_of_tile<false>(tile));
+    }
   }
 }
 
@@ -78,11 +119,15 @@ void add_sums(const Pixels<scalar_t>& pixels, const Scratch<accumulate_t<scalar_
               int64_t* counts, double* sums) {
   using ByChannel = ChannelMajor<scalar_t, kNorm, W>;
   using ByPixel = PixelMajor<scalar_t, kNorm, W>;
-  for_each_tile(pixels, scratch, [&](auto part, auto tile, int64_t) {
+  for_each_tile(pixels, scratch, kShortRun, [&](auto part, auto tile, int64_t) {
+    if (tile.singly) {
+      with_rows<ByPixel>(part, tile,
+                         [&](auto rows) { ByPixel::add_sums_singly(rows, tile, counts, sums); });
+      return;
+    }
     for_each_run(tile, [&](Run run) { counts[run.slot] += run.end - run.begin; });
-    if (part.pixel_stride == 1 && has_long_runs(tile, kLongRun)) {
-      for_each_run(tile,
-                   [&](Run run) { ByChannel::add_sums(part, run, sums + run.slot * tile.padded); });
+    if (by_channel(part, tile, kLongRun)) {
+      ByChannel::add_sums(part, tile, sums);
     } else {
       with_rows<ByPixel>(part, tile, [&](auto rows) {
         for_each_run(tile,
@@ -109,8 +154,18 @@ void add_pull(const Pixels<scalar_t>& pixels, const Scratch<accumulate_t<scalar_
   using ByChannel = ChannelMajor<scalar_t, kNorm, W>;
   using ByPixel = PixelMajor<scalar_t, kNorm, W>;
   const Margin<accumulate_t<scalar_t>> margin = {1, delta_var};
-  for_each_tile(pixels, scratch, [&](auto part, auto tile, int64_t) {
-    if (part.pixel_stride == 1 && has_long_runs(tile, kLongRun)) {
+  for_each_tile(pixels, scratch, kLongRun, [&](auto part, auto tile, int64_t) {
+    if (by_channel(part, tile, kLongRun)) {
+      const bool done = with_channels<W>(part.channels, [&](auto channels) {
+        for_each_run(tile, [&](Run run) {
+          const int64_t table = run.slot * tile.padded;
+          ByChannel::template add_pull<channels()>(part, run, means + table, delta_var,
+                                                   squares + run.slot, pull + table);
+        });
+      });
+      if (done) {
+        return;
+      }
       ByChannel::load_and_find_hinges(part, tile, means, margin);
       for_each_run(tile, [&](Run run) {
         const int64_t table = run.slot * tile.padded;
@@ -121,6 +176,10 @@ void add_pull(const Pixels<scalar_t>& pixels, const Scratch<accumulate_t<scalar_
     } else {
       with_rows<ByPixel>(part, tile, [&](auto rows) {
         ByPixel::find_hinges(rows, tile, means, margin);
+        if (tile.singly) {
+          ByPixel::add_pull_singly(rows, tile, means, squares, pull);
+          return;
+        }
         for_each_run(tile, [&](Run run) {
           const int64_t table = run.slot * tile.padded;
           if (add_squares(tile, run, squares)) {
@@ -137,14 +196,22 @@ template <typename ByPixel, typename RowsT, typename T, typename result_t>
 DISCLOSS_INLINE void write_rows(RowsT rows, Tile<T> tile, GradientTables<T> tables,
                                 Margin<T> margin, result_t* gradient, int64_t pitch) {
   ByPixel::find_hinges(rows, tile, tables.means, margin);
-  for (int64_t r = 0; r < tile.run_count; ++r) {
-    const Run run = tile.runs[r];
+  const auto write = [=](Run run) __attribute__((always_inline)) {
     if (run.slot < 0) {
-      ByPixel::clear(run, rows.channels, gradient, pitch);
+      ByPixel::clear(rows, run, gradient, pitch);
     } else {
       const int64_t table = run.slot * tile.padded;
       ByPixel::write_gradient(rows, tile, run, tables.means + table, tables.shared + table,
                               tables.factors[run.slot], gradient, pitch);
+    }
+  };
+  if (tile.singly) {
+    for (int32_t i = 0; i < tile.pixels; ++i) {
+      write(Run{i, i + 1, tile.slots[i]});
+    }
+  } else {
+    for (int64_t r = 0; r < tile.run_count; ++r) {
+      write(tile.runs[r]);
     }
   }
 }
@@ -160,10 +227,16 @@ void write_gradient(const Pixels<scalar_t>& pixels,
   using ByPixel = PixelMajor<scalar_t, kNorm, W>;
   const Margin<accumulate_t<scalar_t>> margin = {1, delta_var};
   const bool to_channels = gradient.pixel_stride == 1;
-  for_each_tile(pixels, scratch, [&](auto part, auto tile, int64_t begin) {
+  for_each_tile(pixels, scratch, kLongRunOfGradient, [&](auto part, auto tile, int64_t begin) {
     GradientPixels<scalar_t> out = gradient;
     out.gradient += begin * gradient.pixel_stride;
-    if (part.pixel_stride == 1 && to_channels && has_long_runs(tile, kLongRunOfGradient)) {
+    if (to_channels && by_channel(part, tile, kLongRunOfGradient)) {
+      const bool done = with_channels<W>(part.channels, [&](auto channels) {
+        ByChannel::template write_gradient<channels()>(part, tile, tables, delta_var, out);
+      });
+      if (done) {
+        return;
+      }
       ByChannel::load_and_find_hinges(part, tile, tables.means, margin);
       ByChannel::write_gradient(tile, tables, out);
       return;
@@ -197,7 +270,7 @@ void add_push(const Means<accumulate_t<scalar_t>>& means, int64_t first, int64_t
                               means.channels,           nullptr, count};
     Run run = {0, static_cast<int32_t>(count), 0};
     const Tile<T> tile = {
-        scratch.values, scratch.scales, scratch.squares,           nullptr, &run, 1, count,
+        scratch.values, scratch.scales, scratch.squares,           nullptr, &run, 1, false, count,
         means.channels, padded,         tile_pitch(means.channels)};
     ByChannel::load_tile(others, tile);
     for (int64_t a = first; a < last; ++a) {

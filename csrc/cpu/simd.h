@@ -164,19 +164,20 @@ DISCLOSS_INLINE T sum_of_lanes(Pack<T, W> pack) {
 
 namespace detail {
 
-template <int W, int... I>
-DISCLOSS_INLINE uint32_t bits_of(typename Pack<int32_t, W>::Mask mask,
-                                 std::integer_sequence<int, I...>) {
-  using P = Pack<int32_t, W>;
-  return static_cast<uint32_t>(sum_of_lanes(P::of(mask.value & typename P::Vector{(1 << I)...})));
+template <typename P, int... I>
+DISCLOSS_INLINE uint32_t bits_of(typename P::Mask mask, std::integer_sequence<int, I...>) {
+  using Integers = decltype(P::Mask::value);
+  using Integer = std::decay_t<decltype(Integers{}[0])>;
+  const Integers bits = mask.value & Integers{(Integer(1) << I)...};
+  return static_cast<uint32_t>(sum_of_lanes(Pack<Integer, sizeof...(I)>::of(bits)));
 }
 
 }  // namespace detail
 
-// Bit i is set where lane i of the mask is.
-template <int W>
-DISCLOSS_INLINE uint32_t bits_of(typename Pack<int32_t, W>::Mask mask) {
-  return detail::bits_of<W>(mask, std::make_integer_sequence<int, W>{});
+// Bit i is set where lane i of the mask of a P is.
+template <typename P>
+DISCLOSS_INLINE uint32_t bits_of(typename P::Mask mask) {
+  return detail::bits_of<P>(mask, typename P::Lanes{});
 }
 
 }  // namespace discloss::cpu::DISCLOSS_CPU_TARGET

@@ -59,7 +59,7 @@ struct Storage<c10::BFloat16> {
     using B = Bits<W>;
     const auto bits = B::of(pack);
     const auto rounded = (bits + (0x7fffu + ((bits >> 16) & 1u))) >> 16;
-    const auto is_nan = (bits & 0x7fffffffu) > 0x7f800000u;
+    const auto is_nan = (pack != pack).value;
     const auto half =
         __builtin_convertvector(is_nan ? (rounded & 0u) + 0x7fc0u : rounded, typename B::Half);
     write_vector(to, half);
@@ -132,8 +132,17 @@ DISCLOSS_INLINE void store_first(scalar_t* to, Pack<accumulate_t<scalar_t>, W> p
     return;
   }
   uint64_t part[W * sizeof(scalar_t) / sizeof(uint64_t)];
+  const auto* from = reinterpret_cast<scalar_t*>(part);
   store<W>(reinterpret_cast<scalar_t*>(part), pack);
-  std::memcpy(to, part, static_cast<size_t>(count) * sizeof(scalar_t));
+  // In pieces of fixed sizes: `count` is the same for all pixels, and these branches are foreseen.
+#pragma GCC unroll 4
+  for (int piece = W / 2; piece > 0; piece /= 2) {
+    if ((count & piece) != 0) {
+      std::memcpy(to, from, piece * sizeof(scalar_t));
+      to += piece;
+      from += piece;
+    }
+  }
 }
 
 }  // namespace discloss::cpu::DISCLOSS_CPU_TARGET

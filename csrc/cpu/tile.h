@@ -23,8 +23,9 @@ struct Tile {
   accscalar_t* scales;   // [pixels]
   accscalar_t* squares;  // [pixels]
   const int32_t* slots;  // [pixels]
-  const Run* runs;       // [run_count]
+  const Run* runs;       // [run_count], found unless `singly`
   int64_t run_count;
+  bool singly;  // runs are so short that pixels are better taken one by one
   int64_t pixels;
   int64_t channels;  // D
   int64_t padded;    // padded_channels(D)
@@ -33,15 +34,31 @@ struct Tile {
 
 // Channels-first memory is read and written in short pieces of D far rows, which no hardware
 // prefetcher follows; so what comes this much later is asked for, into the L2 cache.
-constexpr int64_t kPixelsAhead = 128;
+constexpr int64_t kPixelsAhead = 64;
 
 DISCLOSS_INLINE void prefetch(const void* address) {
   constexpr int kIntoL2 = 2;
   __builtin_prefetch(address, 0, kIntoL2);
 }
 
-// slots [pixels] -> runs; returns how many.
-DISCLOSS_INLINE int64_t find_runs(const int32_t* slots, int64_t pixels, Run* runs) {
+// The number of runs in slots [pixels].
+DISCLOSS_INLINE int64_t count_runs(const int32_t* slots, int64_t pixels) {
+  constexpr int W = kLanes<int32_t>;
+  using P = Pack<int32_t, W>;
+  P ends(0);
+  int64_t i = 1;
+  for (; i + W <= pixels; i += W) {
+    ends = ends + select(load<W>(slots + i) != load<W>(slots + i - 1), P(1), P(0));
+  }
+  int64_t count = 1 + sum_of_lanes(ends);
+  for (; i < pixels; ++i) {
+    count += slots[i] != slots[i - 1];
+  }
+  return count;
+}
+
+// slots [pixels] -> runs
+DISCLOSS_INLINE void find_runs(const int32_t* slots, int64_t pixels, Run* runs) {
   constexpr int W = kLanes<int32_t>;
   int64_t count = 0;
   runs[0] = {0, 0, slots[0]};
@@ -52,7 +69,7 @@ DISCLOSS_INLINE int64_t find_runs(const int32_t* slots, int64_t pixels, Run* run
   int64_t i = 1;
   for (; i + W <= pixels; i += W) {
     const auto differs = load<W>(slots + i) != load<W>(slots + i - 1);
-    for (uint32_t bits = bits_of<W>(differs); bits != 0; bits &= bits - 1) {
+    for (uint32_t bits = bits_of<Pack<int32_t, W>>(differs); bits != 0; bits &= bits - 1) {
       begin_run(i + __builtin_ctz(bits));
     }
   }
@@ -61,8 +78,7 @@ DISCLOSS_INLINE int64_t find_runs(const int32_t* slots, int64_t pixels, Run* run
       begin_run(i);
     }
   }
-  runs[count++].end = static_cast<int32_t>(pixels);
-  return count;
+  runs[count].end = static_cast<int32_t>(pixels);
 }
 
 // table[lane % kRows] += pack[lane], at most as many lanes at a time as a vector of doubles has
