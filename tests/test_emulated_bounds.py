@@ -44,11 +44,11 @@ def under_address_sanitizer(*command: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def run_sample(mistake: int) -> subprocess.CompletedProcess[str]:
+def run_sample(mistake: int, build: str = "samples") -> subprocess.CompletedProcess[str]:
     """A launch of 64 threads with data for just these."""
     script = f"""
 import ctypes, emulator, numpy as np
-device = emulator.samples()
+device = emulator.{build}()
 device.configure()
 data = np.zeros(64, np.float32)
 pointer = data.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
@@ -80,6 +80,13 @@ def test_access_outside_is_reported_with_its_line(mistake: int, what: str, line:
     assert place is not None, result.stdout
     source = (TESTS / "emulator" / "sample_kernels.cu").read_text().splitlines()
     assert line in source[int(place[1]) - 1]
+
+
+@pytest.mark.emulated
+def test_build_of_the_package_is_not_blind() -> None:
+    result = run_sample(WRITE_OUTSIDE_BUFFER, build="device")
+    assert "WRITE of size 4 at" in result.stdout, result.stdout
+    assert re.search(r"#0 .*sample_kernels\.cu:\d+", result.stdout), result.stdout
 
 
 @pytest.mark.emulated

@@ -133,6 +133,27 @@ def test_race_is_found_under_every_schedule(device: Emulator, mistake: int) -> N
         assert re.search(f"race: {place}, .* {place}", device.last_message)
 
 
+@pytest.mark.emulated
+def test_build_of_the_package_is_not_blind() -> None:
+    """The library of the package's kernels reports the mistakes of the samples that are in it."""
+    build = emulator.device()
+    data = np.zeros(64 + 4, np.float32)
+    data = data[(-data.ctypes.data // 4) % 4 :]
+    try:
+        for seed in range(5):
+            build.configure(seed=seed)
+            assert run_sums(build, NONE), build.last_message
+            for mistake in (NO_BARRIER_BEFORE_READ, PLAIN_ADD_SHARED, PLAIN_ADD_GLOBAL):
+                build.configure(seed=seed)
+                assert not run_sums(build, mistake)
+                assert ": race: " in build.last_message
+            build.configure(seed=seed)
+            build.library.sample_mistake(pointer(data, c_float), c_int(MISALIGNED))
+            assert "is not aligned to 16 bytes" in build.last_message
+    finally:
+        build.configure()
+
+
 def test_same_seed_is_same_schedule(device: Emulator) -> None:
     def outcomes() -> list[bool]:
         device.configure(seed=7, find_races=False)
