@@ -16,12 +16,13 @@ inline constexpr char kNothing[] = "discloss_nothing";
 
 ForwardTuple forward(const at::Tensor& embeddings, const at::Tensor& labels,
                      const std::optional<at::Tensor>& offsets, int64_t max_instances, double,
-                     double, double, double, double, int64_t, at::IntArrayRef) {
+                     double, double, double, double, int64_t, at::IntArrayRef, bool squeeze) {
   const int64_t images = offsets.has_value() ? offsets->numel() - 1 : labels.size(0);
   const auto empty = [](at::IntArrayRef sizes, const at::TensorOptions& options) {
     return at::empty(sizes, options);
   };
-  return ForwardResult::allocate(embeddings, labels, images, max_instances, empty).as_tuple();
+  return ForwardResult::allocate(embeddings, labels, images, max_instances, squeeze, empty)
+      .as_tuple();
 }
 
 at::Tensor backward(const std::optional<at::Tensor>&, const std::optional<at::Tensor>&,
