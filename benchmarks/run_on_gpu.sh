@@ -19,7 +19,9 @@ cd "$(dirname "$0")/.." || exit
 # Plans of the kernels to be compared: a name, and macros for nvcc.
 VARIANTS=(
   "default"
-  "tiles -DDISCLOSS_CUDA_REGISTERS=0"
+  "tiles-of-18-KB -DDISCLOSS_TILE_KILOBYTES=18"
+  "three-blocks -DDISCLOSS_BLOCKS_PER_MULTIPROCESSOR=3"
+  "six-blocks -DDISCLOSS_BLOCKS_PER_MULTIPROCESSOR=6"
 )
 # What variants and profiles are taken of.
 VARIANT_WORKLOADS=(2d-batch 2d-k64 2d-k200 2d-k1000 random-ids clip volume-large embryo-clouds small)

@@ -16,14 +16,22 @@
 namespace discloss::cuda {
 namespace {
 
+// What benchmarks/run_on_gpu.sh compares: builds may choose other values.
+#ifndef DISCLOSS_TILE_KILOBYTES
+#define DISCLOSS_TILE_KILOBYTES 36  // 16 float channels of 512 pixels
+#endif
+#ifndef DISCLOSS_BLOCKS_PER_MULTIPROCESSOR
+#define DISCLOSS_BLOCKS_PER_MULTIPROCESSOR 4
+#endif
+
 constexpr int kTileThreads = 256;
 constexpr int kRowThreads = 128;  // of kernels that own an instance or an image
 constexpr int kMaxTilePixels = 512;
 constexpr int kMaxTileChannels = 64;
 constexpr int kMaxGroups = 8;
-constexpr size_t kTileBytes = 36 * 1024;   // 16 float channels of 512 pixels
+constexpr size_t kTileBytes = DISCLOSS_TILE_KILOBYTES * 1024;
 constexpr size_t kGroupBytes = 32 * 1024;  // of accumulators; leaves room for three blocks an SM
-constexpr int kBlocksPerMultiprocessor = 4;
+constexpr int kBlocksPerMultiprocessor = DISCLOSS_BLOCKS_PER_MULTIPROCESSOR;
 constexpr int64_t kMinPartialBytes = 1 << 20;
 constexpr size_t kAlignment = 256;
 
