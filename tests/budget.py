@@ -60,6 +60,12 @@ def _padded(x: Tensor, before: int = 1, behind: int = 2) -> Tensor:
     return around[..., before : width - behind]
 
 
+def _cropped_channels_last(x: Tensor) -> Tensor:
+    """Cut out of wider images: read from a copy, channels first; the gradient is channels-last."""
+    rows = torch.nn.functional.pad(x.movedim(1, -1), (0, 0, 1, 2), value=torch.nan)
+    return rows[..., 1:-2, :].movedim(-1, 1)
+
+
 def _aligned_lines(x: Tensor) -> Tensor:
     """Lines begin at multiples of 64 elements and end anywhere: a vector there reads NaN."""
     return _padded(x, 0, 64 - x.shape[-1] % 64)
@@ -84,6 +90,7 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "aligned_channels": lambda x: _aligned_lines(x.movedim(1, -1)).movedim(-1, 1),
     "odd_images": _odd_images,
     "odd_images_channels_last": lambda x: _odd_images(x.movedim(1, -1)).movedim(-1, 1),
+    "cropped_channels_last": _cropped_channels_last,
     "transposed": _transposed,
 }
 

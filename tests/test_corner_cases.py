@@ -263,8 +263,8 @@ def test_a_nan_where_no_hinge_is_open(device: torch.device, norm: int) -> None:
 
 # --- memory ---------------------------------------------------------------------------------------
 
-# A page that may not be touched follows the last element of the embeddings and of the labels, and
-# another one precedes the first, one after the other.
+# A page that may not be touched follows the last element of the embeddings, of the labels and of
+# the gradient, and another one precedes the first, one after the other.
 GUARDED = """
 import ctypes, mmap, sys
 import torch
@@ -274,33 +274,54 @@ from discloss_cuda import discriminative_loss
 torch.set_num_threads(1)
 libc = ctypes.CDLL(None, use_errno=True)
 page = mmap.PAGESIZE
+behind = True
+gradients = 0
 
-def guarded(tensor, behind):
-    size = -(-tensor.nbytes // page) * page
+def guarded(shape, strides, dtype):
+    elements = 1 + sum((n - 1) * s for n, s in zip(shape, strides))
+    used = elements * dtype.itemsize
+    size = -(-used // page) * page
     memory = mmap.mmap(-1, size + 2 * page)
     address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
     for guard in (address, address + page + size):
         assert libc.mprotect(ctypes.c_void_p(guard), ctypes.c_size_t(page), 0) == 0
-    offset = page + (size - tensor.nbytes if behind else 0)
-    flat = torch.frombuffer(memory, dtype=tensor.dtype, count=tensor.numel(), offset=offset)
-    return flat.as_strided(tensor.shape, tensor.stride()).copy_(tensor)
+    offset = page + (size - used if behind else 0)
+    flat = torch.frombuffer(memory, dtype=dtype, count=elements, offset=offset)
+    return flat.as_strided(shape, strides)
 
-for dim in (1, 2, 3, 8, 13, 16, 17, 40, 70):
-    for pixels in (1, 7, 67, 515):
-        for layout in ("contiguous", "channels_last"):
+def guarded_copy(x):
+    return guarded(x.shape, x.stride(), x.dtype).copy_(x)
+
+# What the ops allocate their gradient by.
+def empty_like(x, memory_format=None, **options):
+    global gradients
+    gradients += 1
+    like = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta")
+    like = torch.empty_like(like, memory_format=memory_format or torch.preserve_format)
+    return guarded(like.shape, like.stride(), like.dtype)
+
+allocation = torch.library.Library("aten", "IMPL")
+allocation.impl("empty_like", empty_like, "CPU")
+
+for dim in (1, 2, 3, 7, 8, 12, 13, 16, 17, 20, 40, 70):
+    for pixels in ((1,), (7,), (67,), (515,), (13, 31)):
+        for layout in ("contiguous", "channels_last", "cropped_channels_last"):
             for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
                 for behind in (True, False):
-                    labels = torch.arange(2 * pixels).reshape(2, pixels) // 5 % 4
-                    labels = guarded(labels.to(torch.uint8), behind)
-                    x = LAYOUTS[layout](torch.randn(2, dim, pixels).to(dtype))
-                    x = guarded(x, behind).requires_grad_()
+                    count = torch.Size(pixels).numel()
+                    labels = torch.arange(2 * count).reshape(2, *pixels) // 5 % 4
+                    labels = guarded_copy(labels.to(torch.uint8))
+                    x = LAYOUTS[layout](torch.randn(2, dim, *pixels).to(dtype))
+                    x = guarded_copy(x).requires_grad_()
                     loss = discriminative_loss(x, labels, ignore_label=3)
+                    gradients = 0
                     torch.autograd.grad(loss, x)
+                    assert gradients > 0
 print("finished")
 """
 
 
-def test_nothing_is_read_beyond_the_inputs() -> None:
+def test_nothing_is_touched_beyond_the_inputs_and_the_gradient() -> None:
     tests = Path(__file__).parent
     folders = [str(tests), str(tests.parent), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(folders)}

@@ -192,17 +192,17 @@ void add_pull(const Pixels<scalar_t>& pixels, const Scratch<accumulate_t<scalar_
 }
 
 // The gradient of a tile, pixel-major.
-template <typename ByPixel, typename RowsT, typename T, typename result_t>
+template <typename ByPixel, typename RowsT, typename T, typename GradientRowsT>
 DISCLOSS_INLINE void write_rows(RowsT rows, Tile<T> tile, GradientTables<T> tables,
-                                Margin<T> margin, result_t* gradient, int64_t pitch) {
+                                Margin<T> margin, GradientRowsT gradient) {
   ByPixel::find_hinges(rows, tile, tables.means, margin);
   const auto write = [=](Run run) __attribute__((always_inline)) {
     if (run.slot < 0) {
-      ByPixel::clear(rows, run, gradient, pitch);
+      ByPixel::clear(run, gradient);
     } else {
       const int64_t table = run.slot * tile.padded;
       ByPixel::write_gradient(rows, tile, run, tables.means + table, tables.shared + table,
-                              tables.factors[run.slot], gradient, pitch);
+                              tables.factors[run.slot], gradient);
     }
   };
   if (tile.singly) {
@@ -243,10 +243,16 @@ void write_gradient(const Pixels<scalar_t>& pixels,
     }
     with_rows<ByPixel>(part, tile, [&](auto rows) {
       if (to_channels) {
-        write_rows<ByPixel>(rows, tile, tables, margin, tile.values, tile.padded);
+        write_rows<ByPixel>(rows, tile, tables, margin, ByPixel::gradient_of_tile(tile));
         ByPixel::store_transposed(tile, out);
+      } else if (part.channels % W == 0) {
+        write_rows<ByPixel>(
+            rows, tile, tables, margin,
+            GradientRows<scalar_t, true>{out.gradient, out.pixel_stride, part.channels});
       } else {
-        write_rows<ByPixel>(rows, tile, tables, margin, out.gradient, out.pixel_stride);
+        write_rows<ByPixel>(
+            rows, tile, tables, margin,
+            GradientRows<scalar_t, false>{out.gradient, out.pixel_stride, part.channels});
       }
     });
   });

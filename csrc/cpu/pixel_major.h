@@ -28,11 +28,20 @@ struct Rows {
     return select(first_lanes<P>(channels - first), load_before<W>(from, end),
                   P(accumulate_t<value_t>(0)));
   }
+};
 
-  // The channels from `first` into a row of the gradient.
-  template <typename result_t, typename P>
-  DISCLOSS_INLINE void store(result_t* to, P values, int64_t first) const {
-    if (kOne) {
+// Rows of the gradient, one for each pixel. kWhole: each has room for whole vectors. That is a
+// matter of where they are written, whatever rows the embeddings are read from.
+template <typename result_t, bool kWhole>
+struct GradientRows {
+  result_t* data;
+  int64_t pitch;
+  int64_t channels;
+
+  template <typename P>
+  DISCLOSS_INLINE void store(int64_t pixel, int64_t first, P values) const {
+    result_t* to = data + pixel * pitch + first;
+    if (kWhole) {
       DISCLOSS_CPU_TARGET::store(to, values);
     } else {
       store_first(to, values, channels - first);
@@ -55,6 +64,9 @@ struct PixelMajor {
   template <bool kOne>
   static DISCLOSS_INLINE Rows<accscalar_t, kOne> rows_of_tile(TileT tile) {
     return {tile.values, tile.padded, (tile.channels + W - 1) / W * W, nullptr};
+  }
+  static DISCLOSS_INLINE GradientRows<accscalar_t, true> gradient_of_tile(TileT tile) {
+    return {tile.values, tile.padded, tile.channels};
   }
   template <bool kOne>
   static DISCLOSS_INLINE Rows<scalar_t, kOne> rows_of_memory(Pixels<scalar_t> pixels) {
@@ -199,28 +211,26 @@ struct PixelMajor {
   }
 
   // gradient = factor h_i d|v_i| + shared, of a run. mean, shared [padded]
-  template <typename RowsT, typename result_t>
+  template <typename RowsT, typename GradientRowsT>
   static DISCLOSS_INLINE void write_gradient(RowsT rows, TileT tile, Run run,
                                              const accscalar_t* mean, const accscalar_t* shared,
-                                             accscalar_t factor, result_t* gradient,
-                                             int64_t pitch) {
+                                             accscalar_t factor, GradientRowsT gradient) {
     for (int64_t first = 0; first < rows.last(); first += W) {
       const P mean_part = DISCLOSS_CPU_TARGET::load<W>(mean + first);
       const P shared_part = DISCLOSS_CPU_TARGET::load<W>(shared + first);
       for (int64_t i = run.begin; i < run.end; ++i) {
         const P direction = Norm<kNorm>::direction(rows.template load<W>(i, first) - mean_part);
-        rows.store(gradient + i * pitch + first,
-                   P(factor * tile.scales[i]) * direction + shared_part, first);
+        gradient.store(i, first, P(factor * tile.scales[i]) * direction + shared_part);
       }
     }
   }
 
   // The same of an ignored run.
-  template <typename RowsT, typename result_t>
-  static DISCLOSS_INLINE void clear(RowsT rows, Run run, result_t* gradient, int64_t pitch) {
+  template <typename GradientRowsT>
+  static DISCLOSS_INLINE void clear(Run run, GradientRowsT gradient) {
     for (int64_t i = run.begin; i < run.end; ++i) {
-      for (int64_t first = 0; first < rows.last(); first += W) {
-        rows.store(gradient + i * pitch + first, zero(), first);
+      for (int64_t first = 0; first < gradient.channels; first += W) {
+        gradient.store(i, first, zero());
       }
     }
   }
