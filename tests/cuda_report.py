@@ -88,8 +88,8 @@ def compiler_version() -> str:
 
 def kernel_names() -> set[str]:
     """The functions that are declared `__global__`, in any of the sources."""
-    pattern = r"__global__\s+(?:__launch_bounds__\([^)]*\)\s*)?void\s+"
-    pattern += r"(?:__launch_bounds__\([^)]*\)\s*)?(\w+)\s*\("
+    bounds = r"(?:__launch_bounds__\((?:[^()]|\([^()]*\))*\)\s*)?"
+    pattern = rf"__global__\s+{bounds}void\s+{bounds}(\w+)\s*\("
     names: set[str] = set()
     for path in sorted(CUDA_SOURCES.iterdir()):
         code = re.sub(r"//.*", "", path.read_text())

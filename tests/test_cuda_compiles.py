@@ -23,12 +23,16 @@ from nvcc import packages, require_toolkit
 
 from build_tools.nvcc import NvccNotFoundError
 
-# Loads and stores of tiles are of 16 bytes where addresses allow.
+# Loads and stores of tiles are of 16 bytes where addresses allow, and so are the steps of a sum.
 WIDE_LOAD, WIDE_STORE = r"LDG\.E\.(\w+\.)*128", r"STG\.E\.(\w+\.)*128"
+WIDE_SUMS = (r"LDS\.(\w+\.)*128", r"STS\.(\w+\.)*128")
 REQUIRED = {
-    "sum_pixels_kernel": (WIDE_LOAD,),
-    "sum_pull_kernel": (WIDE_LOAD,),
+    "sum_pixels_kernel": (WIDE_LOAD, *WIDE_SUMS),
+    "sum_pull_kernel": (WIDE_LOAD, *WIDE_SUMS),
+    "sum_pull_in_registers_kernel": (WIDE_LOAD, *WIDE_SUMS),
     "gradient_kernel": (WIDE_LOAD, WIDE_STORE),
+    "gradient_in_registers_kernel": (WIDE_LOAD, WIDE_STORE),
+    "push_in_registers_kernel": (WIDE_LOAD,),
 }
 
 # Ids enter a table by compare-and-swap and a list by an integer sum; nothing else is atomic.
@@ -104,8 +108,9 @@ def test_complaint_of_the_compiler_is_an_error(
     [
         ("gradient_kernel", "x[i] += y[i];", "gradient_kernel has no LDG"),
         ("gradient_kernel", WIDE + "x[i] = sum;", "gradient_kernel has no STG"),
-        ("sum_pull_kernel", WIDE + "atomicAdd(x, sum);", "RED"),
-        ("sum_pull_kernel", WIDE + "atomicAdd(tile, sum); x[i] = tile[i];", "ATOMS.CAS"),
+        ("sum_pixels_kernel", WIDE + "x[i] = sum;", "sum_pixels_kernel has no LDS"),
+        ("push_in_registers_kernel", WIDE + "atomicAdd(x, sum);", "RED"),
+        ("push_in_registers_kernel", WIDE + "atomicAdd(tile, sum); x[i] = tile[i];", "ATOMS.CAS"),
         ("push_kernel", "x[i] = atomicExch(y, 1.0f);", "ATOM.*EXCH"),
         ("insert_ids_kernel", "atomicAdd(x, 1.0f);", "RED"),
     ],

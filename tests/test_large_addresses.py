@@ -52,8 +52,13 @@ def test_pieces_of_a_tile(library: ctypes.CDLL, line: int) -> None:
     assert last_offset(64, 1, line) == 511 * line + 63
 
 
+@pytest.mark.parametrize("images", [1, 3, 70000])
 @pytest.mark.parametrize("pixels", [2**12, 2**33])
-@pytest.mark.parametrize("blocks", [1, 3, 1024])
-def test_tiles_of_the_last_block(library: ctypes.CDLL, pixels: int, blocks: int) -> None:
-    first = function(library, "first_tile_of_last_block")(pixels, blocks)
-    assert first == (blocks - 1) * (pixels // 512) // blocks
+def test_share_of_the_last_block(library: ctypes.CDLL, images: int, pixels: int) -> None:
+    share = 2**20 - 32
+    image = ctypes.c_int64()
+    found = library.first_pixel_of_last_block
+    found.restype = ctypes.c_int64
+    sizes = (ctypes.c_int64(size) for size in (images, pixels, share))
+    first = found(*sizes, ctypes.byref(image))
+    assert divmod((images * pixels - 1) // share * share, pixels) == (image.value, first)

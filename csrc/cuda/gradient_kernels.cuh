@@ -7,6 +7,7 @@
 
 #include "../loss_math.h"
 #include "launch.h"
+#include "pixel.cuh"
 #include "portability.cuh"
 #include "pull_kernels.cuh"
 #include "tile.cuh"
@@ -93,13 +94,13 @@ __global__ void __launch_bounds__(128, 4)
 // Per launch.
 struct GradientPlan {
   TileShape tile;
-  int64_t blocks_per_image;
+  Shares shares;
   size_t shared_bytes;  // [tile.channels, pitch] and norms [T] accscalar_t, slots [T] int32
 };
 
-// A block owns a range of an image's tiles; a tile's columns are overwritten by their gradient.
+// A tile's columns are overwritten by their gradient.
 template <typename scalar_t, int kNorm>
-__global__ void __launch_bounds__(256, 3)
+__global__ void __launch_bounds__(kPassThreads, resident_blocks(0))
     gradient_kernel(GradientPlan plan, Images images, int64_t channels, int64_t max_instances,
                     Global<const scalar_t*> embeddings, const int32_t* slots,
                     const typename Accumulate<scalar_t>::type* means,
@@ -112,59 +113,89 @@ __global__ void __launch_bounds__(256, 3)
   auto* tile = reinterpret_cast<accscalar_t*>(raw);
   accscalar_t* norms = tile + plan.tile.channels * pitch;
   auto* tile_slots = reinterpret_cast<int32_t*>(norms + plan.tile.pixels);
-  const TileRange range = tile_range(images, plan.blocks_per_image, plan.tile.pixels);
-  const int64_t table = range.image * max_instances;
-  const PixelColumns<kNorm, accscalar_t> columns = {means + table * channels, channels, pitch};
   const bool one_chunk = channels <= plan.tile.channels;
 
-  for (int64_t t = range.first; t < range.last; ++t) {
-    const int pixels = pixels_of_tile(images, range.image, t, plan.tile.pixels);
-    const int64_t first_pixel = t * plan.tile.pixels;
-    const auto load = [&](int64_t c, int rows) {
-      load_tile(tile_source(embeddings, images, range.image, first_pixel, pixels, c, rows), tile,
-                pitch);
-    };
-    for (int i = threadIdx.x; i < pixels; i += blockDim.x) {
-      tile_slots[i] = slots[images.begin(range.image) + first_pixel + i];
-    }
-    for (int64_t c = 0; c < channels; c += plan.tile.channels) {
-      const int rows = rows_of_chunk(channels, c, plan.tile);
-      load(c, rows);
-      __syncthreads();  // the tile and its slots are there
-      columns.add_norms(tile, tile_slots, pixels, c, rows, norms);
-      __syncthreads();  // the tile has been read
-    }
-    // From here norms [T] holds 2 alpha/(K N_k) scale(h_i, |v_i|).
-    for (int i = threadIdx.x; i < pixels; i += blockDim.x) {
-      if (tile_slots[i] >= 0) {
-        const accscalar_t norm = Norm<kNorm>::finish(norms[i]);
-        const accscalar_t h = hinge(norm - static_cast<accscalar_t>(delta_var));
-        norms[i] = factors[table + tile_slots[i]] * Norm<kNorm>::scale(h, norm);
-      }
-    }
-    for (int64_t c = 0; c < channels; c += plan.tile.channels) {
-      const int rows = rows_of_chunk(channels, c, plan.tile);
-      if (!one_chunk) {
-        load(c, rows);
-        __syncthreads();  // the chunk is there
-      }
+  for_each_stretch(images, plan.shares, [&](const Stretch& stretch) {
+    const int64_t image = stretch.image, table = image * max_instances;
+    const PixelColumns<kNorm, accscalar_t> columns = {means + table * channels, channels, pitch};
+    for_each_tile(stretch, plan.tile.pixels, [&](int64_t first_pixel, int pixels) {
+      const auto load = [&](int64_t c, int rows) {
+        load_tile(tile_source(embeddings, images, image, first_pixel, pixels, c, rows), tile,
+                  pitch);
+      };
       for (int i = threadIdx.x; i < pixels; i += blockDim.x) {
-        const int64_t at = (table + tile_slots[i]) * channels + c;
-        for (int r = 0; r < rows; ++r) {
-          accscalar_t g = 0;
-          if (tile_slots[i] >= 0) {
-            const accscalar_t v = tile[r * pitch + i] - means[at + r];
-            g = norms[i] * Norm<kNorm>::direction(v) + shared_gradients[at + r];
-          }
-          tile[r * pitch + i] = g;
+        tile_slots[i] = slots[images.begin(image) + first_pixel + i];
+      }
+      for (int64_t c = 0; c < channels; c += plan.tile.channels) {
+        const int rows = rows_of_chunk(channels, c, plan.tile);
+        load(c, rows);
+        __syncthreads();  // the tile and its slots are there
+        columns.add_norms(tile, tile_slots, pixels, c, rows, norms);
+        __syncthreads();  // the tile has been read
+      }
+      // From here norms [T] holds 2 alpha/(K N_k) scale(h_i, |v_i|).
+      for (int i = threadIdx.x; i < pixels; i += blockDim.x) {
+        if (tile_slots[i] >= 0) {
+          const accscalar_t norm = Norm<kNorm>::finish(norms[i]);
+          const accscalar_t h = hinge(norm - static_cast<accscalar_t>(delta_var));
+          norms[i] = factors[table + tile_slots[i]] * Norm<kNorm>::scale(h, norm);
         }
       }
-      __syncthreads();  // the tile holds the gradient
-      store_tile<scalar_t>(
-          tile, pitch, tile_source(gradient, images, range.image, first_pixel, pixels, c, rows));
-      __syncthreads();  // it has been stored: the next tile may be loaded
+      for (int64_t c = 0; c < channels; c += plan.tile.channels) {
+        const int rows = rows_of_chunk(channels, c, plan.tile);
+        if (!one_chunk) {
+          load(c, rows);
+          __syncthreads();  // the chunk is there
+        }
+        for (int i = threadIdx.x; i < pixels; i += blockDim.x) {
+          const int64_t at = (table + tile_slots[i]) * channels + c;
+          for (int r = 0; r < rows; ++r) {
+            accscalar_t g = 0;
+            if (tile_slots[i] >= 0) {
+              const accscalar_t v = tile[r * pitch + i] - means[at + r];
+              g = norms[i] * Norm<kNorm>::direction(v) + shared_gradients[at + r];
+            }
+            tile[r * pitch + i] = g;
+          }
+        }
+        __syncthreads();  // the tile holds the gradient
+        store_tile<scalar_t>(tile, pitch,
+                             tile_source(gradient, images, image, first_pixel, pixels, c, rows));
+        __syncthreads();  // it has been stored: the next tile may be loaded
+      }
+    });
+  });
+}
+
+// The same for the usual numbers of channels, a pixel in the registers of one thread: no shared
+// memory, no barrier.
+template <typename scalar_t, int kChannels>
+__global__ void __launch_bounds__(kPassThreads, resident_blocks(kChannels))
+    gradient_in_registers_kernel(Shares shares, Images images, int64_t max_instances,
+                                 Global<const scalar_t*> embeddings, const int32_t* slots,
+                                 const float* means, const float* factors,
+                                 const float* shared_gradients, double delta_var,
+                                 Global<scalar_t*> gradient) {
+  for_each_stretch(images, shares, [&](const Stretch& stretch) {
+    const int32_t* image_slots = slots + images.begin(stretch.image);
+    const int64_t from = images.embedding(stretch.image, embeddings.strides);
+    const int64_t to = images.embedding(stretch.image, gradient.strides);
+    for (int64_t i = stretch.begin + threadIdx.x; i < stretch.end; i += blockDim.x) {
+      Pixel<kChannels> pixel;
+      pixel.load(embeddings, from + i * embeddings.strides.pixel);
+      const int32_t slot = image_slots[i];
+      if (slot < 0) {
+        pixel.clear();
+      } else {
+        const int64_t row = stretch.image * max_instances + slot;
+        const float norm = Norm<2>::finish(pixel.subtract(means + row * kChannels));
+        const float h = hinge(norm - static_cast<float>(delta_var));
+        pixel.scale_and_add(factors[row] * Norm<2>::scale(h, norm),
+                            shared_gradients + row * kChannels);
+      }
+      pixel.store(gradient, to + i * gradient.strides.pixel);
     }
-  }
+  });
 }
 
 }  // namespace discloss::cuda

@@ -4,14 +4,16 @@
 //   1. insert_ignored  the ignored ids enter the hash table of every image, marked
 //   2. insert_ids      all other ids enter it, each once, and a list in order of arrival
 //   3. rank_ids        the rank of each listed id, by counting the smaller ones, becomes its slot
-// after which find_slot() answers for every pixel. Arrival order differs from run to run, ranks do
-// not: nothing after phase 3 depends on the order of threads.
+//   4. assign_slots    every pixel receives the slot of its id
+// Arrival order differs from run to run, ranks do not: nothing after phase 3 depends on the order
+// of threads.
 //
 // Every phase needs the one before it to be complete: a kernel boundary.
 #pragma once
 
 #include "launch.h"
 #include "portability.cuh"
+#include "shares.cuh"
 
 namespace discloss::cuda {
 
@@ -139,24 +141,23 @@ __device__ inline void enlist(const IdTable& table, int64_t image, int64_t id, b
   }
 }
 
-// Phase 2. blocks_per_image blocks share an image; a warp reads 32 neighbouring labels, and of a
-// run of equal ones only the first goes to the table.
-__global__ void insert_ids_kernel(IdTable table, Images images, Labels labels,
-                                  int64_t blocks_per_image, bool must_fit) {
-  const int64_t image = blockIdx.x / blocks_per_image;
-  const int64_t part = blockIdx.x % blocks_per_image;
-  const int64_t begin = images.begin(image), size = images.size(image);
-  const int64_t step = blocks_per_image * blockDim.x;
+// Phase 2. A warp reads 32 neighbouring labels, and of a run of equal ones only the first goes to
+// the table.
+__global__ void insert_ids_kernel(IdTable table, Images images, Shares shares, Labels labels,
+                                  bool must_fit) {
   const int lane = threadIdx.x % 32;
-  // The loop bound is the same for all lanes of a warp: they stay together for the shuffle.
-  for (int64_t first = part * blockDim.x; first < size; first += step) {
-    const int64_t i = first + threadIdx.x;
-    const int64_t id = i < size ? load_label(labels, begin + i) : 0;
-    const int64_t previous = __shfl_up_sync(0xffffffffu, id, 1);
-    if (i < size && (lane == 0 || id != previous)) {
-      enlist(table, image, id, must_fit);
+  for_each_stretch(images, shares, [&](const Stretch& stretch) {
+    const int64_t begin = images.begin(stretch.image);
+    // The loop bound is the same for all lanes of a warp: they stay together for the shuffle.
+    for (int64_t first = stretch.begin; first < stretch.end; first += blockDim.x) {
+      const int64_t i = first + threadIdx.x;
+      const int64_t id = i < stretch.end ? load_label(labels, begin + i) : 0;
+      const int64_t previous = __shfl_up_sync(0xffffffffu, id, 1);
+      if (i < stretch.end && (lane == 0 || id != previous)) {
+        enlist(table, stretch.image, id, must_fit);
+      }
     }
-  }
+  });
 }
 
 // Phase 3. A thread owns one listed id. instances [B] receives K.
@@ -182,6 +183,17 @@ __global__ void rank_ids_kernel(IdTable table, int64_t images, int64_t* instance
     const int32_t entry = table.entries[image * table.limit + position];
     table.slots[image * (table.capacity + 1) + entry] = rank;
   }
+}
+
+// Phase 4. slots [pixels]
+__global__ void assign_slots_kernel(IdTable table, Images images, Shares shares, Labels labels,
+                                    int32_t* slots) {
+  for_each_stretch(images, shares, [&](const Stretch& stretch) {
+    const int64_t begin = images.begin(stretch.image);
+    for (int64_t i = stretch.begin + threadIdx.x; i < stretch.end; i += blockDim.x) {
+      slots[begin + i] = find_slot(table, stretch.image, load_label(labels, begin + i));
+    }
+  });
 }
 
 // count [B] receives the number of instances that insert_ids found.

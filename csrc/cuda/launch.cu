@@ -1,5 +1,6 @@
 // Grid choice, workspace layout and pass order: everything between the binding and the kernels.
 #include <algorithm>
+#include <type_traits>
 #include <utility>
 
 #include "gradient_kernels.cuh"
@@ -10,6 +11,7 @@
 #include "portability.cuh"
 #include "pull_kernels.cuh"
 #include "push_kernels.cuh"
+#include "shares.cuh"
 #include "sums.cuh"
 #include "tile.cuh"
 
@@ -20,18 +22,17 @@ namespace {
 #ifndef DISCLOSS_TILE_KILOBYTES
 #define DISCLOSS_TILE_KILOBYTES 36  // 16 float channels of 512 pixels
 #endif
-#ifndef DISCLOSS_BLOCKS_PER_MULTIPROCESSOR
-#define DISCLOSS_BLOCKS_PER_MULTIPROCESSOR 4
+#ifndef DISCLOSS_PIXELS_IN_REGISTERS
+#define DISCLOSS_PIXELS_IN_REGISTERS 1  // 0: all channel counts through tiles in shared memory
 #endif
 
-constexpr int kTileThreads = 256;
 constexpr int kRowThreads = 128;  // of kernels that own an instance or an image
 constexpr int kMaxTilePixels = 512;
 constexpr int kMaxTileChannels = 64;
-constexpr int kMaxGroups = 8;
 constexpr size_t kTileBytes = DISCLOSS_TILE_KILOBYTES * 1024;
-constexpr size_t kGroupBytes = 32 * 1024;  // of accumulators; leaves room for three blocks an SM
-constexpr int kBlocksPerMultiprocessor = DISCLOSS_BLOCKS_PER_MULTIPROCESSOR;
+constexpr size_t kReservedSharedBytes = 1024;  // of each block, for the system
+constexpr int kIdBlocksPerMultiprocessor = 6;
+constexpr int64_t kMinSharePixels = kPassThreads;
 constexpr int64_t kMinPartialBytes = 1 << 20;
 constexpr size_t kAlignment = 256;
 
@@ -45,7 +46,8 @@ constexpr size_t kAlignment = 256;
 
 struct Device {
   int multiprocessors;
-  int shared_bytes;  // the most a block may ask for
+  int shared_bytes;                     // the most a block may ask for
+  int shared_bytes_per_multiprocessor;  // for all blocks that are resident
 };
 
 cudaError_t current_device(Device* device) {
@@ -53,8 +55,10 @@ cudaError_t current_device(Device* device) {
   DISCLOSS_RETURN_IF_ERROR(cudaGetDevice(&index));
   DISCLOSS_RETURN_IF_ERROR(
       cudaDeviceGetAttribute(&device->multiprocessors, cudaDevAttrMultiProcessorCount, index));
-  return cudaDeviceGetAttribute(&device->shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin,
-                                index);
+  DISCLOSS_RETURN_IF_ERROR(cudaDeviceGetAttribute(&device->shared_bytes,
+                                                  cudaDevAttrMaxSharedMemoryPerBlockOptin, index));
+  return cudaDeviceGetAttribute(&device->shared_bytes_per_multiprocessor,
+                                cudaDevAttrMaxSharedMemoryPerMultiprocessor, index);
 }
 
 // Launches nothing for an empty grid. More than 48 KB of dynamic shared memory must be asked for.
@@ -124,6 +128,29 @@ constexpr int norm_of(Norm<kNorm>) {
   return kNorm;
 }
 
+// D if passes 2 and 3 have kernels that keep D channels in registers, else 0.
+int channels_in_registers(const Batch& batch) {
+  const bool known = batch.channels == 8 || batch.channels == 16 || batch.channels == 32;
+  const bool kept = batch.norm == 2 && batch.scalar != ScalarType::kFloat64;
+  return DISCLOSS_PIXELS_IN_REGISTERS && known && kept ? static_cast<int>(batch.channels) : 0;
+}
+
+// Calls function(that number, as a type).
+template <typename scalar_t, int kNorm, typename Function>
+cudaError_t dispatch_channels(const Batch& batch, Function function) {
+  if constexpr (kNorm == 2 && !std::is_same_v<scalar_t, double>) {
+    switch (channels_in_registers(batch)) {
+      case 8:
+        return function(std::integral_constant<int, 8>{});
+      case 16:
+        return function(std::integral_constant<int, 16>{});
+      case 32:
+        return function(std::integral_constant<int, 32>{});
+    }
+  }
+  return function(std::integral_constant<int, 0>{});
+}
+
 // --- plans ---------------------------------------------------------------------------------------
 
 // Tiles of at most kTileBytes; `extra_rows` are rows beside the channels.
@@ -134,41 +161,52 @@ TileShape plan_tile(int64_t channels, int extra_rows) {
   while (pixels > 32 && (rows + extra_rows) * pixels * sizeof(accscalar_t) > kTileBytes) {
     pixels /= 2;
   }
-  return {pixels, rows, pixels + 1};
+  return {pixels, rows, pixels + Vector<accscalar_t>::kSize};
 }
 
-int64_t plan_blocks_per_image(const Device& device, const Batch& batch, const TileShape& tile) {
-  const int64_t wanted = ceil_div(device.multiprocessors * kBlocksPerMultiprocessor,
-                                  std::max<int64_t>(batch.images.count, 1));
-  const int64_t tiles = batch.images.offsets == nullptr ? ceil_div(batch.images.pixels, tile.pixels)
-                                                        : ceil_div(batch.pixels, tile.pixels);
-  return std::clamp<int64_t>(wanted, 1, std::max<int64_t>(tiles, 1));
+// At most `blocks` shares, of whole warps.
+Shares plan_shares(int64_t total, int64_t blocks) {
+  Shares shares = {};
+  shares.total = total;
+  shares.pixels = std::max(ceil_div(ceil_div(total, blocks), 32) * 32, kMinSharePixels);
+  shares.blocks = ceil_div(total, shares.pixels);
+  return shares;
 }
 
+// The most blocks that the sets of partial rows may cost: what the gradient, which is not there
+// yet, will take; a quarter of it where the sets are accumulators, and must be cleared. Every image
+// has one set in any case.
+int64_t affordable_blocks(int64_t set_bytes, int64_t embedding_bytes, int64_t images,
+                          bool accumulators) {
+  const int64_t allowed = std::max(kMinPartialBytes, embedding_bytes / (accumulators ? 4 : 1));
+  return std::max(allowed / std::max<int64_t>(set_bytes, 1) - images, std::max<int64_t>(images, 1));
+}
+
+// All blocks are resident at once.
 template <typename scalar_t>
 SumPlan plan_sums(const Device& device, const Batch& batch) {
   using accscalar_t = typename Accumulate<scalar_t>::type;
   SumPlan plan = {};
   plan.tile = plan_tile<accscalar_t>(batch.channels, 2);
-  const int64_t row_bytes = batch.max_instances * (batch.channels + 1) * sizeof(double);
-  const int64_t room =
-      device.shared_bytes - static_cast<int64_t>(sum_shared_bytes<accscalar_t>(plan.tile, 0));
-  const int64_t most_groups =
-      std::min<int64_t>(kMaxGroups, kTileThreads / (plan.tile.channels + 1));
-  plan.shared_accumulators = row_bytes <= room;
-  plan.groups = 1;
-  if (plan.shared_accumulators && row_bytes > 0) {
-    const int64_t bytes = std::min<int64_t>(room, kGroupBytes);
-    plan.groups = static_cast<int>(std::clamp<int64_t>(bytes / row_bytes, 1, most_groups));
+  plan.lanes = 8;
+  while (plan.lanes < 32 && plan.lanes < plan.tile.channels + 1) {
+    plan.lanes *= 2;
   }
-  plan.shared_bytes = sum_shared_bytes<accscalar_t>(
-      plan.tile, plan.shared_accumulators ? plan.groups * row_bytes / sizeof(double) : 0);
-  // Partial rows beyond a quarter of the embedding would cost more than the blocks they serve gain.
-  const int64_t allowed =
-      std::max<int64_t>(kMinPartialBytes, batch.pixels * batch.channels * sizeof(scalar_t) / 4);
-  const int64_t affordable = allowed / std::max<int64_t>(batch.images.count * row_bytes, 1);
-  plan.blocks_per_image =
-      std::clamp<int64_t>(affordable, 1, plan_blocks_per_image(device, batch, plan.tile));
+  const int64_t set = batch.max_instances * (batch.channels + 1);
+  const int64_t set_bytes = set * static_cast<int64_t>(sizeof(double));
+  plan.shared_bytes = sum_shared_bytes<accscalar_t>(plan.tile, set);
+  plan.shared_accumulators = plan.shared_bytes <= static_cast<size_t>(device.shared_bytes);
+  if (!plan.shared_accumulators) {
+    plan.shared_bytes = sum_shared_bytes<accscalar_t>(plan.tile, 0);
+  }
+  const int64_t room =
+      device.shared_bytes_per_multiprocessor / (plan.shared_bytes + kReservedSharedBytes);
+  const int64_t resident =
+      std::clamp<int64_t>(room, 1, resident_blocks(channels_in_registers(batch)));
+  const int64_t affordable =
+      affordable_blocks(set_bytes, batch.pixels * batch.channels * sizeof(scalar_t),
+                        batch.images.count, !plan.shared_accumulators);
+  plan.shares = plan_shares(batch.pixels, std::min(affordable, device.multiprocessors * resident));
   return plan;
 }
 
@@ -177,23 +215,26 @@ GradientPlan plan_gradient(const Device& device, const Batch& batch) {
   using accscalar_t = typename Accumulate<scalar_t>::type;
   GradientPlan plan = {};
   plan.tile = plan_tile<accscalar_t>(batch.channels, 1);
-  plan.blocks_per_image = plan_blocks_per_image(device, batch, plan.tile);
+  plan.shares = plan_sums<scalar_t>(device, batch).shares;
   plan.shared_bytes =
       (plan.tile.channels * plan.tile.pitch + plan.tile.pixels) * sizeof(accscalar_t) +
       plan.tile.pixels * sizeof(int32_t);
   return plan;
 }
 
-// 16-byte accesses need an aligned start, aligned lines, and pieces that do not straddle lines.
+// 16-byte accesses need an aligned start, aligned lines, and pieces that do not straddle lines; and
+// the shares of a batch must begin at whole pieces of each image.
 template <typename pointer_t>
 Global<pointer_t> global(pointer_t data, const Strides& strides, const Batch& batch) {
   constexpr int64_t kVector = 16 / sizeof(*data);
   const bool along_pixels = strides.pixel == 1;
   const int64_t line = along_pixels ? strides.channel : strides.pixel;
   const bool aligned = reinterpret_cast<uintptr_t>(data) % 16 == 0 && line % kVector == 0;
-  const bool images_aligned = batch.images.offsets == nullptr
-                                  ? batch.images.count < 2 || strides.image % kVector == 0
-                                  : !along_pixels;
+  const bool whole = !along_pixels || batch.images.pixels % kVector == 0;
+  const bool images_aligned =
+      batch.images.offsets == nullptr
+          ? batch.images.count < 2 || (whole && strides.image % kVector == 0)
+          : !along_pixels;
   return {data, strides, aligned && images_aligned};
 }
 
@@ -217,12 +258,14 @@ IdTable take_table(Workspace& workspace, int64_t images, int64_t limit, int64_t 
   return table;
 }
 
+Shares plan_ids(const Device& device, int64_t pixels) {
+  return plan_shares(pixels, device.multiprocessors * kIdBlocksPerMultiprocessor);
+}
+
 // Phases 1 and 2 of ids_kernels.cuh.
 cudaError_t launch_insert(const IdTable& table, size_t clear_bytes, const Images& images,
-                          int64_t pixels, const Labels& labels, const int64_t* ignore_labels,
+                          const Shares& shares, const Labels& labels, const int64_t* ignore_labels,
                           int64_t ignore_count, bool must_fit, cudaStream_t stream) {
-  Device device = {};
-  DISCLOSS_RETURN_IF_ERROR(current_device(&device));
   DISCLOSS_RETURN_IF_ERROR(cudaMemsetAsync(table.keys, 0xFF, clear_bytes, stream));
   for (int64_t first = 0; first < ignore_count; first += kIgnoredPerLaunch) {
     IgnoredIds ignored = {};
@@ -231,13 +274,22 @@ cudaError_t launch_insert(const IdTable& table, size_t clear_bytes, const Images
     DISCLOSS_RETURN_IF_ERROR(launch(insert_ignored_kernel, std::min<int64_t>(images.count, 1024),
                                     32, 0, stream, table, images.count, ignored));
   }
-  const int64_t wanted = ceil_div(device.multiprocessors * kBlocksPerMultiprocessor,
-                                  std::max<int64_t>(images.count, 1));
-  const int64_t per_image = images.offsets == nullptr ? images.pixels : pixels;
-  const int64_t blocks_per_image =
-      std::clamp<int64_t>(wanted, 1, std::max<int64_t>(ceil_div(per_image, kTileThreads), 1));
-  return launch(insert_ids_kernel, images.count * blocks_per_image, kTileThreads, 0, stream, table,
-                images, labels, blocks_per_image, must_fit);
+  return launch(insert_ids_kernel, shares.blocks, kPassThreads, 0, stream, table, images, shares,
+                labels, must_fit);
+}
+
+// All four phases: a slot for every pixel, and the number of instances.
+cudaError_t launch_ids(const ForwardArguments& a, const Device& device, const IdTable& table,
+                       size_t clear_bytes, cudaStream_t stream) {
+  const Images& images = a.batch.images;
+  const Shares shares = plan_ids(device, a.batch.pixels);
+  const int64_t rows = images.count * std::max<int64_t>(a.batch.max_instances, 1);
+  DISCLOSS_RETURN_IF_ERROR(launch_insert(table, clear_bytes, images, shares, a.labels,
+                                         a.ignore_labels, a.ignore_count, true, stream));
+  DISCLOSS_RETURN_IF_ERROR(launch(rank_ids_kernel, ceil_div(rows, kRowThreads), kRowThreads, 0,
+                                  stream, table, images.count, a.instances));
+  return launch(assign_slots_kernel, shares.blocks, kPassThreads, 0, stream, table, images, shares,
+                a.labels, a.slots);
 }
 
 // --- forward -------------------------------------------------------------------------------------
@@ -245,7 +297,7 @@ cudaError_t launch_insert(const IdTable& table, size_t clear_bytes, const Images
 struct ForwardWorkspace {
   IdTable table;
   size_t clear_bytes;
-  double* partial_rows;   // [B, blocks_per_image, M, D + 1]
+  double* partial_rows;   // [blocks + B, M, D + 1]
   double* variance_sums;  // [B, M]
   double* push_sums;      // [B, M]
   double* mean_norms;     // [B, M]
@@ -257,7 +309,8 @@ ForwardWorkspace carve_forward(const ForwardArguments& a, const SumPlan& plan, v
   ForwardWorkspace w = {};
   const int64_t images = a.batch.images.count, rows = images * a.batch.max_instances;
   w.table = take_table(workspace, images, a.batch.max_instances, a.ignore_count, &w.clear_bytes);
-  w.partial_rows = workspace.take<double>(plan.blocks_per_image * rows * (a.batch.channels + 1));
+  w.partial_rows = workspace.take<double>((plan.shares.blocks + images) * a.batch.max_instances *
+                                          (a.batch.channels + 1));
   w.variance_sums = workspace.take<double>(rows);
   w.push_sums = workspace.take<double>(rows);
   w.mean_norms = workspace.take<double>(rows);
@@ -266,34 +319,66 @@ ForwardWorkspace carve_forward(const ForwardArguments& a, const SumPlan& plan, v
 }
 
 template <typename scalar_t, int kNorm>
+cudaError_t launch_push(const ForwardArguments& a, const ForwardWorkspace& w, cudaStream_t stream) {
+  using accscalar_t = typename Accumulate<scalar_t>::type;
+  const Batch& batch = a.batch;
+  const int64_t images = batch.images.count, limit = batch.max_instances;
+  const auto* means = static_cast<const accscalar_t*>(a.means);
+  auto* push = static_cast<accscalar_t*>(a.push);
+  constexpr size_t kScratch = kRowThreads * sizeof(double);
+  return dispatch_channels<scalar_t, kNorm>(batch, [&](auto channels) {
+    if constexpr (channels() > 0) {
+      return launch(push_in_registers_kernel<channels()>, images * ceil_div(limit, 32), kRowThreads,
+                    kScratch, stream, limit, a.instances, means, a.delta_dist, push, w.push_sums,
+                    w.mean_norms);
+    } else {
+      return launch(push_kernel<accscalar_t, kNorm>, images * limit, kRowThreads,
+                    kScratch + kRowThreads * sizeof(accscalar_t), stream, limit, batch.channels,
+                    a.instances, means, a.delta_dist, push, w.push_sums, w.mean_norms);
+    }
+  });
+}
+
+// Pass 2.
+template <typename scalar_t, int kNorm>
+cudaError_t launch_sum_pull(const ForwardArguments& a, const SumPlan& plan,
+                            const Global<const scalar_t*>& embeddings, const Partials& partials,
+                            cudaStream_t stream) {
+  using accscalar_t = typename Accumulate<scalar_t>::type;
+  const auto* means = static_cast<const accscalar_t*>(a.means);
+  return dispatch_channels<scalar_t, kNorm>(a.batch, [&](auto channels) {
+    if constexpr (channels() > 0) {
+      return launch(sum_pull_in_registers_kernel<scalar_t, channels()>, plan.shares.blocks,
+                    kPassThreads, plan.shared_bytes, stream, plan, embeddings, a.slots, means,
+                    a.delta_var, partials);
+    } else {
+      return launch(sum_pull_kernel<scalar_t, kNorm>, plan.shares.blocks, kPassThreads,
+                    plan.shared_bytes, stream, plan, a.batch.channels, embeddings, a.slots, means,
+                    a.delta_var, partials);
+    }
+  });
+}
+
+template <typename scalar_t, int kNorm>
 cudaError_t forward_passes(const ForwardArguments& a, const SumPlan& plan,
                            const ForwardWorkspace& w, cudaStream_t stream) {
   using accscalar_t = typename Accumulate<scalar_t>::type;
   const Batch& batch = a.batch;
   const int64_t images = batch.images.count, rows = images * batch.max_instances;
-  const int64_t tile_blocks = images * plan.blocks_per_image;
   const auto embeddings = global(static_cast<const scalar_t*>(a.embeddings), batch.strides, batch);
-  const Partials partials = {w.partial_rows, plan.blocks_per_image, batch.max_instances,
+  const Partials partials = {w.partial_rows, batch.images, plan.shares, batch.max_instances,
                              batch.channels + 1};
   auto* means = static_cast<accscalar_t*>(a.means);
   constexpr size_t kScratch = kRowThreads * sizeof(double);
 
-  DISCLOSS_RETURN_IF_ERROR(launch(rank_ids_kernel,
-                                  ceil_div(std::max<int64_t>(rows, images), kRowThreads),
-                                  kRowThreads, 0, stream, w.table, images, a.instances));
-  DISCLOSS_RETURN_IF_ERROR(launch(sum_pixels_kernel<scalar_t>, tile_blocks, kTileThreads,
-                                  plan.shared_bytes, stream, plan, batch.images, batch.channels,
-                                  a.labels, w.table, embeddings, a.slots, partials));
+  DISCLOSS_RETURN_IF_ERROR(launch(sum_pixels_kernel<scalar_t>, plan.shares.blocks, kPassThreads,
+                                  plan.shared_bytes, stream, plan, batch.channels, embeddings,
+                                  a.slots, partials));
   DISCLOSS_RETURN_IF_ERROR(launch(reduce_means_kernel<accscalar_t>, rows, kRowThreads, kScratch,
                                   stream, partials, a.counts, means));
-  DISCLOSS_RETURN_IF_ERROR(launch(push_kernel<accscalar_t, kNorm>, rows, kRowThreads,
-                                  kScratch + kRowThreads * sizeof(accscalar_t), stream,
-                                  batch.max_instances, batch.channels, a.instances, means,
-                                  a.delta_dist, static_cast<accscalar_t*>(a.push), w.push_sums,
-                                  w.mean_norms));
-  DISCLOSS_RETURN_IF_ERROR(launch(sum_pull_kernel<scalar_t, kNorm>, tile_blocks, kTileThreads,
-                                  plan.shared_bytes, stream, plan, batch.images, batch.channels,
-                                  embeddings, a.slots, means, a.delta_var, partials));
+  DISCLOSS_RETURN_IF_ERROR((launch_push<scalar_t, kNorm>(a, w, stream)));
+  DISCLOSS_RETURN_IF_ERROR(
+      (launch_sum_pull<scalar_t, kNorm>(a, plan, embeddings, partials, stream)));
   DISCLOSS_RETURN_IF_ERROR(launch(reduce_pull_kernel<accscalar_t>, rows, kRowThreads, kScratch,
                                   stream, partials, a.instances, a.counts,
                                   static_cast<accscalar_t*>(a.pull), w.variance_sums));
@@ -344,11 +429,21 @@ cudaError_t backward_passes(const BackwardArguments& a, const GradientPlan& plan
   DISCLOSS_RETURN_IF_ERROR(launch(
       instance_gradients_kernel<accscalar_t, kNorm>, ceil_div(rows * 32, kRowThreads), kRowThreads,
       0, stream, instances, images, weights, upstreams, factors, shared_gradients));
-  return launch(gradient_kernel<scalar_t, kNorm>, images * plan.blocks_per_image, kTileThreads,
-                plan.shared_bytes, stream, plan, batch.images, batch.channels, batch.max_instances,
-                global(static_cast<const scalar_t*>(a.embeddings), batch.strides, batch), a.slots,
-                instances.means, factors, shared_gradients, a.delta_var,
-                global(static_cast<scalar_t*>(a.gradient), a.gradient_strides, batch));
+  const auto embeddings = global(static_cast<const scalar_t*>(a.embeddings), batch.strides, batch);
+  const auto gradient = global(static_cast<scalar_t*>(a.gradient), a.gradient_strides, batch);
+  return dispatch_channels<scalar_t, kNorm>(batch, [&](auto channels) {
+    if constexpr (channels() > 0) {
+      return launch(gradient_in_registers_kernel<scalar_t, channels()>, plan.shares.blocks,
+                    kPassThreads, 0, stream, plan.shares, batch.images, batch.max_instances,
+                    embeddings, a.slots, instances.means, factors, shared_gradients, a.delta_var,
+                    gradient);
+    } else {
+      return launch(gradient_kernel<scalar_t, kNorm>, plan.shares.blocks, kPassThreads,
+                    plan.shared_bytes, stream, plan, batch.images, batch.channels,
+                    batch.max_instances, embeddings, a.slots, instances.means, factors,
+                    shared_gradients, a.delta_var, gradient);
+    }
+  });
 }
 
 }  // namespace
@@ -372,9 +467,7 @@ cudaError_t launch_forward(const ForwardArguments& arguments, void* workspace,
     using scalar_t = decltype(scalar);
     const SumPlan plan = plan_sums<scalar_t>(device, batch);
     const ForwardWorkspace w = carve_forward(arguments, plan, workspace);
-    DISCLOSS_RETURN_IF_ERROR(launch_insert(w.table, w.clear_bytes, batch.images, batch.pixels,
-                                           arguments.labels, arguments.ignore_labels,
-                                           arguments.ignore_count, true, stream));
+    DISCLOSS_RETURN_IF_ERROR(launch_ids(arguments, device, w.table, w.clear_bytes, stream));
     return dispatch_norm(batch.norm, [&](auto norm) {
       return forward_passes<scalar_t, norm_of(norm)>(arguments, plan, w, stream);
     });
@@ -421,10 +514,12 @@ cudaError_t count_workspace(const CountArguments& arguments, size_t* bytes) {
 
 cudaError_t launch_count(const CountArguments& arguments, void* workspace, cudaStream_t stream) {
   size_t clear_bytes = 0, bytes = 0;
+  Device device = {};
+  DISCLOSS_RETURN_IF_ERROR(current_device(&device));
   const IdTable table = carve_count(arguments, workspace, &clear_bytes, &bytes);
-  DISCLOSS_RETURN_IF_ERROR(launch_insert(table, clear_bytes, arguments.images, arguments.pixels,
-                                         arguments.labels, arguments.ignore_labels,
-                                         arguments.ignore_count, false, stream));
+  DISCLOSS_RETURN_IF_ERROR(launch_insert(
+      table, clear_bytes, arguments.images, plan_ids(device, arguments.pixels), arguments.labels,
+      arguments.ignore_labels, arguments.ignore_count, false, stream));
   return launch(read_counts_kernel, ceil_div(arguments.images.count, kRowThreads), kRowThreads, 0,
                 stream, table, arguments.images.count, arguments.count);
 }

@@ -6,6 +6,7 @@
 
 #include "../loss_math.h"
 #include "launch.h"
+#include "pixel.cuh"
 #include "portability.cuh"
 #include "sums.cuh"
 #include "tile.cuh"
@@ -28,7 +29,7 @@ struct PixelColumns {
       accscalar_t sum = c == 0 ? accscalar_t(0) : norms[i];
       if (slots[i] >= 0) {
         const accscalar_t* mean = means + slots[i] * channels + c;
-#pragma unroll 4
+#pragma unroll 2
         for (int r = 0; r < rows; ++r) {
           sum = Norm<kNorm>::accumulate(sum, tile[r * pitch + i] - mean[r]);
         }
@@ -36,86 +37,146 @@ struct PixelColumns {
       norms[i] = sum;
     }
   }
-};
 
-// A block owns a range of an image's tiles and one set of partial rows. Columns 0..D-1 receive
-// sum_i h_i d|v_i|, column D sum_i h_i^2: where that is 0, every h_i is, and so is the row.
-template <typename scalar_t, int kNorm>
-__global__ void __launch_bounds__(256, 3)
-    sum_pull_kernel(SumPlan plan, Images images, int64_t channels,
-                    Global<const scalar_t*> embeddings, const int32_t* slots,
-                    const typename Accumulate<scalar_t>::type* means, double delta_var,
-                    Partials partials) {
-  using accscalar_t = typename Accumulate<scalar_t>::type;
-  DISCLOSS_DYNAMIC_SHARED(raw);
-  const auto shared =
-      carve_sum_shared<accscalar_t>(raw, plan, partials.max_instances, partials.columns);
-  const TileRange range = tile_range(images, plan.blocks_per_image, plan.tile.pixels);
-  double* accumulators = clear_accumulators(shared.accumulators, plan, partials, range);
-  const int pitch = plan.tile.pitch;
-  const PixelColumns<kNorm, accscalar_t> columns = {
-      means + range.image * partials.max_instances * channels, channels, pitch};
-  accscalar_t* norms = shared.scratch;
-
-  for (int64_t t = range.first; t < range.last; ++t) {
-    const int pixels = pixels_of_tile(images, range.image, t, plan.tile.pixels);
-    const int64_t first_pixel = t * plan.tile.pixels;
-    const int32_t* tile_slots = slots + images.begin(range.image) + first_pixel;
-    const auto load = [&](int64_t c, int rows) {
-      load_tile(tile_source(embeddings, images, range.image, first_pixel, pixels, c, rows),
-                shared.tile, pitch);
-    };
+  // tile = h_i d|v_i|, where norms [T] holds scale(h_i, |v_i|).
+  __device__ __forceinline__ void scale_directions(const int32_t* slots, int pixels, int64_t c,
+                                                   int rows, const accscalar_t* norms,
+                                                   accscalar_t* tile) const {
     for (int i = threadIdx.x; i < pixels; i += blockDim.x) {
-      shared.slots[i] = tile_slots[i];
-    }
-    for (int64_t c = 0; c < channels; c += plan.tile.channels) {
-      const int rows = rows_of_chunk(channels, c, plan.tile);
-      load(c, rows);
-      __syncthreads();  // the tile, its slots and the cleared accumulators are there
-      columns.add_norms(shared.tile, shared.slots, pixels, c, rows, norms);
-      __syncthreads();  // the tile has been read
-    }
-    // From here norms [T] holds scale(h_i, |v_i|), and the row behind the channels h_i^2.
-    bool open = false;
-    const int last_rows =
-        static_cast<int>(channels - (channels - 1) / plan.tile.channels * plan.tile.channels);
-    for (int i = threadIdx.x; i < pixels; i += blockDim.x) {
-      const accscalar_t norm = Norm<kNorm>::finish(norms[i]);
-      const accscalar_t h =
-          shared.slots[i] < 0 ? accscalar_t(0) : hinge(norm - static_cast<accscalar_t>(delta_var));
-      norms[i] = Norm<kNorm>::scale(h, norm);
-      shared.tile[last_rows * pitch + i] = h * h;
-      open |= h != accscalar_t(0);
-    }
-    if (!__syncthreads_or(open)) {
-      continue;  // late in training most tiles lie within the margin
-    }
-    for (int64_t c = (channels - 1) / plan.tile.channels * plan.tile.channels; c >= 0;
-         c -= plan.tile.channels) {
-      const bool last = c + last_rows == channels;
-      const int rows = last ? last_rows : plan.tile.channels;
-      if (!last) {
-        load(c, rows);
-        __syncthreads();  // the chunk is there
-      }
-      for (int i = threadIdx.x; i < pixels; i += blockDim.x) {
-        if (shared.slots[i] >= 0) {
-          const accscalar_t* mean = columns.means + shared.slots[i] * channels + c;
-          for (int r = 0; r < rows; ++r) {
-            const accscalar_t v = shared.tile[r * pitch + i] - mean[r];
-            shared.tile[r * pitch + i] =
-                norms[i] == accscalar_t(0) ? accscalar_t(0) : norms[i] * Norm<kNorm>::direction(v);
-          }
+      if (slots[i] >= 0) {
+        const accscalar_t* mean = means + slots[i] * channels + c;
+        for (int r = 0; r < rows; ++r) {
+          const accscalar_t v = tile[r * pitch + i] - mean[r];
+          tile[r * pitch + i] =
+              norms[i] == accscalar_t(0) ? accscalar_t(0) : norms[i] * Norm<kNorm>::direction(v);
         }
       }
-      __syncthreads();  // the rows hold h_i d|v_i|
-      add_tile(shared.tile, pitch, shared.slots, pixels, rows + last, c, plan.groups, accumulators,
-               partials.max_instances, partials.columns);
-      __syncthreads();  // the tile has been read: the next may be loaded
     }
   }
-  __syncthreads();  // without a tile, the accumulators were cleared by other threads
-  write_partials(shared.accumulators, plan, partials, range);
+};
+
+// norms [T], sums over channels, become scale(h_i, |v_i|), and squares [T] h_i^2; of ignored pixels
+// 0. Returns whether any pixel of this thread is outside its margin, or NaN.
+template <int kNorm, typename accscalar_t>
+__device__ __forceinline__ bool find_hinges(const int32_t* slots, int pixels, accscalar_t delta_var,
+                                            accscalar_t* norms, accscalar_t* squares) {
+  bool open = false;
+  for (int i = threadIdx.x; i < pixels; i += blockDim.x) {
+    const accscalar_t norm = Norm<kNorm>::finish(norms[i]);
+    const accscalar_t h = slots[i] < 0 ? accscalar_t(0) : hinge(norm - delta_var);
+    norms[i] = Norm<kNorm>::scale(h, norm);
+    squares[i] = h * h;
+    open |= h != accscalar_t(0);
+  }
+  return open;
+}
+
+// Column 0 of the partial rows receives sum_i h_i^2: where that is 0, every h_i is, and so is the
+// row. The others receive sum_i h_i d|v_i|.
+template <typename scalar_t, int kNorm>
+__global__ void __launch_bounds__(kPassThreads, resident_blocks(0))
+    sum_pull_kernel(SumPlan plan, int64_t channels, Global<const scalar_t*> embeddings,
+                    const int32_t* slots, const typename Accumulate<scalar_t>::type* means,
+                    double delta_var, Partials partials) {
+  using accscalar_t = typename Accumulate<scalar_t>::type;
+  DISCLOSS_DYNAMIC_SHARED(raw);
+  const auto shared = carve_sum_shared<accscalar_t>(raw, plan);
+  const Images& images = partials.images;
+  const int pitch = plan.tile.pitch;
+  accscalar_t* norms = shared.scratch;
+  const bool one_chunk = channels <= plan.tile.channels;
+
+  for_each_stretch<Walk::kBackwards>(images, plan.shares, [&](const Stretch& stretch) {
+    const int64_t image = stretch.image;
+    double* accumulators = clear_accumulators(shared.accumulators, partials, image);
+    const PixelColumns<kNorm, accscalar_t> columns = {
+        means + image * partials.max_instances * channels, channels, pitch};
+    for_each_tile<Walk::kBackwards>(
+        stretch, plan.tile.pixels, [&](int64_t first_pixel, int pixels) {
+          const int32_t* tile_slots = slots + images.begin(image) + first_pixel;
+          const auto source = [&](int64_t c, int rows) {
+            return tile_source(embeddings, images, image, first_pixel, pixels, c, rows);
+          };
+          find_run_ends(plan, tile_slots, pixels, shared.run_ends);
+          for (int64_t c = 0; c < channels; c += plan.tile.channels) {
+            const int rows = rows_of_chunk(channels, c, plan.tile);
+            load_tile(source(c, rows), shared.tile, pitch);
+            __syncthreads();  // the tile, its run ends and the cleared accumulators are there
+            columns.add_norms(shared.tile, tile_slots, pixels, c, rows, norms);
+            __syncthreads();  // the tile has been read
+          }
+          // From here norms [T] holds scale(h_i, |v_i|).
+          const bool open = find_hinges<kNorm>(
+              tile_slots, pixels, static_cast<accscalar_t>(delta_var), norms, shared.own);
+          if (!__syncthreads_or(open)) {
+            return;  // late in training most tiles lie within the margin
+          }
+          for (int64_t c = 0; c < channels; c += plan.tile.channels) {
+            const int rows = rows_of_chunk(channels, c, plan.tile);
+            if (!one_chunk) {
+              load_tile<1>(source(c, rows), shared.tile, pitch);
+              __syncthreads();  // the chunk is there
+            }
+            columns.scale_directions(tile_slots, pixels, c, rows, norms, shared.tile);
+            __syncthreads();  // the rows hold h_i d|v_i|
+            add_tile(plan, shared.run_ends, pixels, summed_rows(shared, c, rows), partials.columns,
+                     accumulators);
+          }
+        });
+    write_partials(shared.accumulators, partials, image);
+    __syncthreads();  // they have been read: the next image may clear them
+  });
+}
+
+// The same for the usual numbers of channels, a pixel in the registers of one thread: embeddings
+// and means are read once, and shared memory is for the sums alone.
+template <typename scalar_t, int kChannels>
+__global__ void __launch_bounds__(kPassThreads, resident_blocks(kChannels))
+    sum_pull_in_registers_kernel(SumPlan plan, Global<const scalar_t*> embeddings,
+                                 const int32_t* slots, const float* means, double delta_var,
+                                 Partials partials) {
+  DISCLOSS_DYNAMIC_SHARED(raw);
+  const auto shared = carve_sum_shared<float>(raw, plan);
+  const Images& images = partials.images;
+  const int pitch = plan.tile.pitch;
+
+  for_each_stretch<Walk::kBackwards>(images, plan.shares, [&](const Stretch& stretch) {
+    const int64_t image = stretch.image;
+    double* accumulators = clear_accumulators(shared.accumulators, partials, image);
+    const float* image_means = means + image * partials.max_instances * kChannels;
+    for_each_tile<Walk::kBackwards>(
+        stretch, plan.tile.pixels, [&](int64_t first_pixel, int pixels) {
+          const int32_t* tile_slots = slots + images.begin(image) + first_pixel;
+          find_run_ends(plan, tile_slots, pixels, shared.run_ends);
+          const int64_t offset =
+              images.embedding(image, embeddings.strides) + first_pixel * embeddings.strides.pixel;
+          bool open = false;
+          for (int i = threadIdx.x; i < pixels; i += blockDim.x) {
+            Pixel<kChannels> pixel;
+            pixel.load(embeddings, offset + i * embeddings.strides.pixel);
+            const int32_t slot = tile_slots[i];
+            float h = 0, scale = 0;
+            if (slot >= 0) {
+              const float norm = Norm<2>::finish(pixel.subtract(image_means + slot * kChannels));
+              h = hinge(norm - static_cast<float>(delta_var));
+              scale = Norm<2>::scale(h, norm);
+              open |= h != 0.0f;
+            }
+#pragma unroll
+            for (int c = 0; c < kChannels; ++c) {
+              shared.tile[c * pitch + i] = h == 0.0f ? 0.0f : scale * pixel.values[c];
+            }
+            shared.own[i] = h * h;
+          }
+          if (!__syncthreads_or(open)) {  // else the tile, its run ends, the accumulators are there
+            return;                       // late in training most tiles lie within the margin
+          }
+          add_tile(plan, shared.run_ends, pixels, summed_rows(shared, 0, kChannels),
+                   partials.columns, accumulators);
+        });
+    write_partials(shared.accumulators, partials, image);
+    __syncthreads();  // they have been read: the next image may clear them
+  });
 }
 
 // A block owns instance (b, k): pull [B, M, D], and variance_sums [B, M] its part of L_var.
@@ -128,13 +189,13 @@ __global__ void __launch_bounds__(128, 4)
   const int64_t image = blockIdx.x / partials.max_instances;
   const int64_t slot = blockIdx.x % partials.max_instances;
   const int64_t count = counts[blockIdx.x];
-  const double squares = reduce_last_column(partials, image, slot, scratch);
+  const double squares = reduce_own_column(partials, image, slot, scratch);
   if (threadIdx.x == 0) {
     variance_sums[blockIdx.x] =
         count > 0 ? variance_factor(instances[image], count) * squares : 0.0;
   }
   accscalar_t* row = pull + blockIdx.x * (partials.columns - 1);
-  reduce_columns(partials, image, slot, scratch, [&](int64_t channel, double sum) {
+  reduce_channels(partials, image, slot, scratch, [&](int64_t channel, double sum) {
     row[channel] = count > 0 ? static_cast<accscalar_t>(pull_factor(instances[image], count) * sum)
                              : accscalar_t(0);
   });

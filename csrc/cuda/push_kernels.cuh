@@ -6,6 +6,7 @@
 
 #include "../loss_math.h"
 #include "launch.h"
+#include "pixel.cuh"
 #include "portability.cuh"
 #include "sums.cuh"
 
@@ -72,6 +73,76 @@ __global__ void __launch_bounds__(128, 4)
     }
     push_sums[blockIdx.x] = total;
     mean_norms[blockIdx.x] = static_cast<double>(Norm<kNorm>::finish(sum));
+  }
+}
+
+// The same for the usual numbers of channels. A block owns 32 instances of an image, a lane the
+// mean of one in registers; the warps share the others, and add up what they found in order. Most
+// pairs are too far apart to be pushed, which shows before any root is taken.
+template <int kChannels>
+__global__ void __launch_bounds__(128, kChannels <= 16 ? 4 : 2)
+    push_in_registers_kernel(int64_t max_instances, const int64_t* instances, const float* means,
+                             double delta_dist, float* push, double* push_sums,
+                             double* mean_norms) {
+  DISCLOSS_DYNAMIC_SHARED(raw);
+  auto* scratch = reinterpret_cast<double*>(raw);  // [blockDim.x]
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
+  const int64_t groups = (max_instances + 31) / 32;
+  const int64_t image = blockIdx.x / groups, k = blockIdx.x % groups * 32 + lane;
+  const int64_t count = instances[image];
+  const float* image_means = means + image * max_instances * kChannels;
+  const float margin = static_cast<float>(2.0 * delta_dist);
+  const float far = margin * margin * 1.00001f;  // a little more than rounding
+
+  Pixel<kChannels> mean;
+  mean.clear();
+  if (k < count) {
+    mean.load_row(image_means + k * kChannels);
+  }
+  double gradient[kChannels] = {}, squares = 0.0;
+  for (int64_t other = warp; other < count; other += warps) {
+    Pixel<kChannels> v = mean;
+    const float sum = v.subtract(image_means + other * kChannels);
+    if (sum > far || other == k || k >= count) {
+      continue;
+    }
+    const float distance = Norm<2>::finish(sum);
+    const float h = hinge(margin - distance);
+    const float weight = Norm<2>::scale(h, distance);
+    squares += static_cast<double>(h) * static_cast<double>(h);
+#pragma unroll
+    for (int c = 0; c < kChannels; ++c) {
+      // A weight of 0 may meet an infinite difference.
+      gradient[c] +=
+          weight == 0.0f ? 0.0 : static_cast<double>(weight) * static_cast<double>(v.values[c]);
+    }
+  }
+
+  const auto sum_of_warps = [&](double value) {
+    scratch[threadIdx.x] = value;
+    __syncthreads();  // all warps' sums are there
+    double sum = 0.0;
+#pragma unroll 4
+    for (int other = 0; other < warps; ++other) {
+      sum += scratch[other * 32 + lane];
+    }
+    __syncthreads();  // they have been read: scratch is free
+    return sum;
+  };
+  const int64_t row = image * max_instances + k;
+  const bool writes = warp == 0 && k < max_instances;
+  const double factor = push_factor(count);
+  const double total = sum_of_warps(squares);
+  if (writes) {
+    push_sums[row] = total;
+    mean_norms[row] = static_cast<double>(Norm<2>::finish(mean.sum_of_squares()));
+  }
+#pragma unroll
+  for (int c = 0; c < kChannels; ++c) {
+    const double sum = sum_of_warps(gradient[c]);
+    if (writes) {
+      push[row * kChannels + c] = static_cast<float>(factor * sum);
+    }
   }
 }
 

@@ -1,21 +1,29 @@
 // Sums over the pixels of each instance, in an order that does not depend on thread timing.
 //
-// A block holds `groups` private accumulators, [M][D + 1] doubles each. Thread (group g, column c)
-// walks the pixels of segment g of a tile along row c, adds in a register while the slot stays the
-// same, and adds the register to its own accumulator when the slot changes: no two threads share an
-// address, so there are no atomics and no races. The last column, D, is a quantity of the pixel
-// itself (1 for means, the squared hinge for pull). At the end the groups are added in order into
-// one partial row per block and instance, and reduce_row() adds the blocks' rows in order.
+// A tile [rows, T] is summed in two steps with a barrier between them. T is cut into segments.
+//   sum_runs  A thread walks one segment of one row, several pixels a step, and replaces each value
+//             by the sum of its run so far: a run is neighbouring pixels of one slot.
+//   add_runs  A warp owns the slots whose last bits are its number. It adds the sums of their runs
+//   to the block's accumulators [M, D + 1], double, a lane a
+//             row.
+// No two threads write one address between barriers, so there are no atomics and no races. Column
+// 0 is a quantity of the pixel itself (1 for means, the squared hinge for pull), column 1 + d is
+// channel d.
+//
+// A block writes its accumulators as partial rows, one set for each image it meets, and
+// reduce_channels() adds those of an image in order.
 //
 // float sums run over at most one segment of one tile; everything above is double, so that a mean
 // over 10^7 pixels is right to float rounding.
 //
-// Loses when ids change from pixel to pixel (every pixel pays a flush) and when M (D + 1) doubles
-// exceed shared memory (accumulators then lie in the partial rows in global memory).
+// Loses when M (D + 1) doubles exceed shared memory (the accumulators then are the partial rows, in
+// global memory).
 #pragma once
 
+#include "ids_kernels.cuh"
 #include "launch.h"
 #include "portability.cuh"
+#include "shares.cuh"
 #include "tile.cuh"
 
 namespace discloss::cuda {
@@ -23,114 +31,177 @@ namespace discloss::cuda {
 // Per launch; the same on host and device.
 struct SumPlan {
   TileShape tile;
-  int groups;
-  bool shared_accumulators;  // else groups = 1 and the partial row is the accumulator
-  int64_t blocks_per_image;
+  Shares shares;
+  int lanes;                 // of a segment, a power of two: its rows, up to a warp
+  bool shared_accumulators;  // else the partial rows are the accumulators
   size_t shared_bytes;
 };
 
-// [B, blocks_per_image, M, D + 1]; a row whose last column is 0 is 0 and not written further.
+// [blocks + B, M, D + 1]. Block p and image b have set p + b: a block meets images in order, so no
+// two pairs that occur have the same. A row whose column 0 is 0 is 0 and not written further.
 struct Partials {
   double* rows;
-  int64_t blocks_per_image;
+  Images images;
+  Shares shares;
   int64_t max_instances;
   int64_t columns;  // D + 1
 
-  __device__ __forceinline__ double* row(int64_t image, int64_t part, int64_t slot) const {
-    return rows + ((image * blocks_per_image + part) * max_instances + slot) * columns;
+  __device__ __forceinline__ double* row(int64_t set, int64_t slot) const {
+    return rows + (set * max_instances + slot) * columns;
+  }
+  // The sets of an image are [first_set, last_set).
+  __device__ __forceinline__ int64_t first_set(int64_t image) const {
+    return images.begin(image) / shares.pixels + image;
+  }
+  __device__ __forceinline__ int64_t last_set(int64_t image) const {
+    const int64_t size = images.size(image);
+    return size == 0 ? first_set(image)
+                     : (images.begin(image) + size - 1) / shares.pixels + image + 1;
   }
 };
 
-// Shared memory of a block that sums: [accumulators][tile rows + 1][slots][pixel scratch].
+// Shared memory of a block that sums: [1 + tile rows][scratch][run ends][accumulators].
 template <typename accscalar_t>
 struct SumShared {
-  double* accumulators;  // [groups, M, D + 1], or null
-  accscalar_t* tile;     // [channels + 1, pitch]; the last row is the pixel's own quantity
-  int32_t* slots;        // [T]
+  accscalar_t* own;      // [pitch], the pixel's own quantity
+  accscalar_t* tile;     // [channels, pitch], directly behind it
   accscalar_t* scratch;  // [T]
+  int32_t* run_ends;     // [T]
+  double* accumulators;  // [M, D + 1], or null
 };
 
 template <typename accscalar_t>
 __host__ __device__ inline size_t sum_shared_bytes(const TileShape& tile, int64_t accumulators) {
-  return accumulators * sizeof(double) +
-         (static_cast<size_t>(tile.channels + 1) * tile.pitch + tile.pixels) * sizeof(accscalar_t) +
-         tile.pixels * sizeof(int32_t);
+  return (static_cast<size_t>(tile.channels + 1) * tile.pitch + tile.pixels) * sizeof(accscalar_t) +
+         tile.pixels * sizeof(int32_t) + accumulators * sizeof(double);
 }
 
 template <typename accscalar_t>
 __device__ __forceinline__ SumShared<accscalar_t> carve_sum_shared(unsigned char* shared,
-                                                                   const SumPlan& plan,
-                                                                   int64_t row_count,
-                                                                   int64_t columns) {
-  auto* accumulators = reinterpret_cast<double*>(shared);
-  const int64_t count = plan.shared_accumulators ? plan.groups * row_count * columns : 0;
-  auto* tile = reinterpret_cast<accscalar_t*>(accumulators + count);
-  auto* scratch = tile + (plan.tile.channels + 1) * plan.tile.pitch;
-  auto* slots = reinterpret_cast<int32_t*>(scratch + plan.tile.pixels);
-  return {plan.shared_accumulators ? accumulators : nullptr, tile, slots, scratch};
+                                                                   const SumPlan& plan) {
+  auto* own = reinterpret_cast<accscalar_t*>(shared);
+  auto* tile = own + plan.tile.pitch;
+  auto* scratch = tile + plan.tile.channels * plan.tile.pitch;
+  auto* run_ends = reinterpret_cast<int32_t*>(scratch + plan.tile.pixels);
+  auto* accumulators = reinterpret_cast<double*>(run_ends + plan.tile.pixels);
+  return {own, tile, scratch, run_ends, plan.shared_accumulators ? accumulators : nullptr};
 }
 
-// Sets the block's accumulators to 0 and returns them.
-__device__ inline double* clear_accumulators(double* shared, const SumPlan& plan,
-                                             const Partials& partials, const TileRange& range) {
-  double* accumulators = shared != nullptr ? shared : partials.row(range.image, range.part, 0);
-  const int64_t count = plan.groups * partials.max_instances * partials.columns;
+// Sets the accumulators of a block for one image to 0 and returns them.
+__device__ inline double* clear_accumulators(double* shared, const Partials& partials,
+                                             int64_t image) {
+  double* accumulators = shared != nullptr ? shared : partials.row(blockIdx.x + image, 0);
+  const int64_t count = partials.max_instances * partials.columns;
   for (int64_t i = threadIdx.x; i < count; i += blockDim.x) {
     accumulators[i] = 0.0;
   }
   return accumulators;
 }
 
-// Adds rows [0, rows) of the tile, by slot, to columns first_column, ... of the accumulators.
-// Ignored pixels (slot < 0) are left out.
-template <typename accscalar_t>
-__device__ inline void add_tile(const accscalar_t* tile, int pitch, const int32_t* slots,
-                                int pixels, int rows, int64_t first_column, int groups,
-                                double* accumulators, int64_t max_instances, int64_t columns) {
-  const int group = threadIdx.x / rows, row = threadIdx.x % rows;
-  if (group >= groups) {
-    return;
-  }
-  const int segment = (pixels + groups - 1) / groups;
-  const int begin = group * segment;
-  const int end = begin + segment < pixels ? begin + segment : pixels;
-  const accscalar_t* values = tile + row * pitch;
-  double* column = accumulators + group * max_instances * columns + first_column + row;
-  int32_t current = -1;
-  accscalar_t sum = 0;
-  for (int i = begin; i < end; ++i) {
-    const int32_t slot = slots[i];
-    if (slot != current) {
-      if (current >= 0) {
-        column[current * columns] += static_cast<double>(sum);
-      }
-      current = slot;
-      sum = 0;
-    }
-    sum += values[i];
-  }
-  if (current >= 0) {
-    column[current * columns] += static_cast<double>(sum);
+constexpr int32_t kInsideRun = kIgnoredPixel - 1;  // of a pixel before the last of its run
+
+__device__ __forceinline__ int pixels_of_segment(const SumPlan& plan) {
+  return plan.tile.pixels / (blockDim.x / plan.lanes);
+}
+
+// run_ends [T] = the slot of the last pixel of each run. A run ends with its segment.
+__device__ inline void find_run_ends(const SumPlan& plan, const int32_t* slots, int pixels,
+                                     int32_t* run_ends) {
+  const int segment = pixels_of_segment(plan);
+  for (int i = threadIdx.x; i < plan.tile.pixels; i += blockDim.x) {
+    const int32_t slot = i < pixels ? slots[i] : kIgnoredPixel;
+    const bool inside =
+        ((i + 1) & (segment - 1)) != 0 && slot == (i + 1 < pixels ? slots[i + 1] : kIgnoredPixel);
+    run_ends[i] = inside ? kInsideRun : slot;
   }
 }
 
-// Adds the groups of a block, in order, into its partial rows.
-__device__ inline void write_partials(const double* shared, const SumPlan& plan,
-                                      const Partials& partials, const TileRange& range) {
+// The rows that are summed at a time: of a chunk of channels that begins at channel c, and before
+// those of the first chunk the pixels' own quantity.
+template <typename accscalar_t>
+struct Summed {
+  accscalar_t* rows;
+  int count;
+  int64_t first_column;
+};
+
+template <typename accscalar_t>
+__device__ __forceinline__ Summed<accscalar_t> summed_rows(const SumShared<accscalar_t>& shared,
+                                                           int64_t c, int rows) {
+  return {c == 0 ? shared.own : shared.tile, c == 0 ? 1 + rows : rows, c == 0 ? 0 : 1 + c};
+}
+
+// The first of the two steps.
+template <typename accscalar_t>
+__device__ inline void sum_runs(const SumPlan& plan, const int32_t* run_ends, int pixels,
+                                const Summed<accscalar_t>& summed) {
+  using Values = Vector<accscalar_t>;
+  using Ends = Vector<int32_t, Values::kSize>;
+  const int segment = pixels_of_segment(plan);
+  const int begin = threadIdx.x / plan.lanes * segment;
+  const int end = begin + segment < pixels ? begin + segment : pixels;
+  for (int r = threadIdx.x % plan.lanes; r < summed.count; r += plan.lanes) {
+    accscalar_t* row = summed.rows + r * plan.tile.pitch;
+    accscalar_t sum = 0;
+    bool ended = true;
+    for (int i = begin; i < end; i += Values::kSize) {
+      Values values = load_vector<Values>(row + i);
+      const Ends ends = load_vector<Ends>(run_ends + i);
+#pragma unroll
+      for (int e = 0; e < Values::kSize; ++e) {
+        sum = ended ? values.values[e] : sum + values.values[e];
+        values.values[e] = sum;
+        ended = ends.values[e] != kInsideRun;
+      }
+      store_vector(row + i, values);
+    }
+  }
+}
+
+// The second. Ignored runs are left out.
+template <typename accscalar_t>
+__device__ inline void add_runs(const SumPlan& plan, const int32_t* run_ends, int pixels,
+                                const Summed<accscalar_t>& summed, int64_t columns,
+                                double* accumulators) {
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int warps = blockDim.x / 32;  // a power of two
+  for (int first = 0; first < pixels; first += 32) {
+    const int32_t slot = first + lane < pixels ? run_ends[first + lane] : kIgnoredPixel;
+    unsigned own = __ballot_sync(0xffffffffu, slot >= 0 && (slot & (warps - 1)) == warp);
+    for (; own != 0; own &= own - 1) {
+      const int at = first + __ffs(own) - 1;
+      double* row = accumulators + run_ends[at] * columns + summed.first_column;
+      for (int r = lane; r < summed.count; r += 32) {
+        row[r] += static_cast<double>(summed.rows[r * plan.tile.pitch + at]);
+      }
+    }
+  }
+}
+
+// Both, with the barrier between them and one behind: the tile may be overwritten at once. What is
+// summed must be there, beyond a barrier.
+template <typename accscalar_t>
+__device__ __forceinline__ void add_tile(const SumPlan& plan, const int32_t* run_ends, int pixels,
+                                         const Summed<accscalar_t>& summed, int64_t columns,
+                                         double* accumulators) {
+  sum_runs(plan, run_ends, pixels, summed);
+  __syncthreads();  // the tile holds the sums of runs
+  add_runs(plan, run_ends, pixels, summed, columns, accumulators);
+  __syncthreads();  // they have been added: the next tile may be loaded
+}
+
+// The accumulators of an image into the block's partial rows.
+__device__ inline void write_partials(const double* shared, const Partials& partials,
+                                      int64_t image) {
   if (shared == nullptr) {
     return;  // the accumulators are the partial rows
   }
   const int64_t columns = partials.columns;
-  const int64_t stride = partials.max_instances * columns;
-  for (int64_t i = threadIdx.x; i < stride; i += blockDim.x) {
-    const int64_t slot = i / columns, column = i % columns;
-    double sum = 0.0, last = 0.0;
-    for (int g = 0; g < plan.groups; ++g) {
-      sum += shared[g * stride + i];
-      last += shared[g * stride + slot * columns + columns - 1];
-    }
-    if (last != 0.0 || column == columns - 1) {
-      partials.row(range.image, range.part, slot)[column] = sum;
+  double* rows = partials.row(blockIdx.x + image, 0);
+  for (int64_t i = threadIdx.x; i < partials.max_instances * columns; i += blockDim.x) {
+    const int64_t first = i / columns * columns;
+    if (shared[first] != 0.0 || i == first) {
+      rows[i] = shared[i];
     }
   }
 }
@@ -151,39 +222,41 @@ __device__ inline double block_sum(double value, double* scratch) {
   return sum;
 }
 
-// The last column of an instance's partial rows, added over the blocks.
-__device__ inline double reduce_last_column(const Partials& partials, int64_t image, int64_t slot,
-                                            double* scratch) {
+// Column 0 of an instance's partial rows, added over the blocks.
+__device__ inline double reduce_own_column(const Partials& partials, int64_t image, int64_t slot,
+                                           double* scratch) {
   double sum = 0.0;
-  for (int64_t part = threadIdx.x; part < partials.blocks_per_image; part += blockDim.x) {
-    sum += partials.row(image, part, slot)[partials.columns - 1];
+  const int64_t last = partials.last_set(image);
+  for (int64_t set = partials.first_set(image) + threadIdx.x; set < last; set += blockDim.x) {
+    sum += partials.row(set, slot)[0];
   }
   return block_sum(sum, scratch);
 }
 
-// The other columns: calls write(column, sum) once for each. A warp takes every blockDim.x / 32-th
-// partial row, a lane one column; the warps are added in order.
+// The others: calls write(channel, sum) once for each. A warp takes every blockDim.x / 32-th
+// partial row, a lane one channel; the warps are added in order.
 template <typename Write>
-__device__ inline void reduce_columns(const Partials& partials, int64_t image, int64_t slot,
-                                      double* scratch, Write write) {
-  const int64_t last_column = partials.columns - 1;
+__device__ inline void reduce_channels(const Partials& partials, int64_t image, int64_t slot,
+                                       double* scratch, Write write) {
+  const int64_t channels = partials.columns - 1;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
-  for (int64_t first = 0; first < last_column; first += 32) {
-    const int64_t column = first + lane;
+  const int64_t first_set = partials.first_set(image), last_set = partials.last_set(image);
+  for (int64_t first = 0; first < channels; first += 32) {
+    const int64_t channel = first + lane;
     double sum = 0.0;
-    for (int64_t part = warp; part < partials.blocks_per_image; part += warps) {
-      const double* row = partials.row(image, part, slot);
-      if (column < last_column && row[last_column] != 0.0) {
-        sum += row[column];
+    for (int64_t set = first_set + warp; set < last_set; set += warps) {
+      const double* row = partials.row(set, slot);
+      if (channel < channels && row[0] != 0.0) {
+        sum += row[1 + channel];
       }
     }
     scratch[threadIdx.x] = sum;
     __syncthreads();  // all warps' sums are there
-    if (warp == 0 && column < last_column) {
+    if (warp == 0 && channel < channels) {
       for (int other = 1; other < warps; ++other) {
         sum += scratch[other * 32 + lane];
       }
-      write(column, sum);
+      write(channel, sum);
     }
     __syncthreads();  // they have been read: scratch is free
   }

@@ -13,9 +13,10 @@ namespace discloss::cuda {
 
 // One shape for all tiles of a launch.
 struct TileShape {
-  int pixels;    // T
+  int pixels;    // T, a power of two
   int channels;  // of a chunk, <= D
-  int pitch;     // T + 1: threads that walk different rows at the same pixel hit different banks
+  int pitch;     // T and one vector: 16-byte accesses are aligned, and threads that walk different
+                 // rows at the same pixel hit different banks
 };
 
 // Embeddings or gradient in global memory.
@@ -26,11 +27,38 @@ struct Global {
   bool vectorized;  // 16-byte accesses are aligned for every tile and chunk
 };
 
-template <typename scalar_t>
-struct alignas(16) Vector {
-  static constexpr int kSize = 16 / sizeof(scalar_t);
-  scalar_t values[kSize];
+// Adjacent elements that are read or written at once, by default 16 bytes.
+template <typename scalar_t, int kCount = 16 / sizeof(scalar_t)>
+struct alignas(kCount * sizeof(scalar_t)) Vector {
+  static constexpr int kSize = kCount;
+  scalar_t values[kCount];
 };
+
+// By way of uint4, because plain assignments of a Vector may compile to an access for each value.
+template <typename V, typename scalar_t>
+__device__ __forceinline__ V load_vector(const scalar_t* from) {
+  V vector;
+  if constexpr (sizeof(V) == sizeof(uint4)) {
+    const uint4 bits = *reinterpret_cast<const uint4*>(from);
+    memcpy(&vector, &bits, sizeof(bits));
+  } else {
+    vector = *reinterpret_cast<const V*>(from);
+  }
+  return vector;
+}
+
+template <typename V>
+__device__ __forceinline__ uint4 bits_of(const V& vector) {
+  static_assert(sizeof(V) == sizeof(uint4));
+  uint4 bits;
+  memcpy(&bits, &vector, sizeof(bits));
+  return bits;
+}
+
+template <typename V, typename scalar_t>
+__device__ __forceinline__ void store_vector(scalar_t* to, const V& vector) {
+  *reinterpret_cast<uint4*>(to) = bits_of(vector);
+}
 
 // The part of an image that a tile covers.
 template <typename pointer_t>
@@ -56,42 +84,59 @@ __device__ __forceinline__ TileSource<pointer_t> tile_source(const Global<pointe
 // Calls visit(channel, pixel, count) for pieces that cover the source, `count` elements adjacent in
 // memory at a time: kVector of them where 16-byte accesses are possible, then single ones. Adjacent
 // threads get adjacent pieces, along whichever axis is contiguous.
-template <int kVector, typename pointer_t, typename Visit>
+template <int kVector, int kUnroll = 4, typename pointer_t, typename Visit>
 __device__ __forceinline__ void visit_pieces(const TileSource<pointer_t>& source, Visit visit) {
   const bool along_pixels = source.strides.pixel == 1;
   const int length = along_pixels ? source.pixels : source.channels;
   const int lines = along_pixels ? source.channels : source.pixels;
   const int vectors = source.vectorized ? length / kVector : 0;
   const int singles = length - vectors * kVector;
-#pragma unroll 4
+#pragma unroll kUnroll
   for (int j = threadIdx.x; j < lines * vectors; j += blockDim.x) {
     const int line = j / vectors, at = (j - line * vectors) * kVector;
     visit(along_pixels ? line : at, along_pixels ? at : line, kVector);
   }
-#pragma unroll 4
+#pragma unroll kUnroll
   for (int j = threadIdx.x; j < lines * singles; j += blockDim.x) {
     const int line = j / singles, at = vectors * kVector + (j - line * singles);
     visit(along_pixels ? line : at, along_pixels ? at : line, 1);
   }
 }
 
+// count adjacent elements into the tile, `step` apart there.
 template <typename scalar_t, typename accscalar_t>
+__device__ __forceinline__ void widen(const Vector<scalar_t>& from, accscalar_t* to, int step) {
+  using Wide = Vector<accscalar_t>;
+#pragma unroll
+  for (int e = 0; e < from.kSize; e += Wide::kSize) {
+    Wide wide;
+#pragma unroll
+    for (int w = 0; w < Wide::kSize; ++w) {
+      wide.values[w] = to_accumulate(from.values[e + w]);
+    }
+    if (step == 1) {
+      store_vector(to + e, wide);
+    } else {
+#pragma unroll
+      for (int w = 0; w < Wide::kSize; ++w) {
+        to[(e + w) * step] = wide.values[w];
+      }
+    }
+  }
+}
+
+template <int kUnroll = 4, typename scalar_t, typename accscalar_t>
 __device__ __forceinline__ void load_tile(const TileSource<const scalar_t*>& source,
                                           accscalar_t* tile, int pitch) {
-  constexpr int kVector = Vector<scalar_t>::kSize;
   const Strides s = source.strides;
   const int step = s.pixel == 1 ? 1 : pitch;  // between adjacent elements, in the tile
-  visit_pieces<kVector>(source, [&](int channel, int pixel, int count) {
+  visit_pieces<Vector<scalar_t>::kSize, kUnroll>(source, [&](int channel, int pixel, int count) {
     const scalar_t* from = source.first + channel * s.channel + pixel * s.pixel;
     accscalar_t* to = tile + channel * pitch + pixel;
     if (count == 1) {
       *to = to_accumulate(*from);
     } else {
-      const auto vector = *reinterpret_cast<const Vector<scalar_t>*>(from);
-#pragma unroll
-      for (int e = 0; e < kVector; ++e) {
-        to[e * step] = to_accumulate(vector.values[e]);
-      }
+      widen(load_vector<Vector<scalar_t>>(from), to, step);
     }
   });
 }
@@ -113,34 +158,10 @@ __device__ __forceinline__ void store_tile(const accscalar_t* tile, int pitch,
       for (int e = 0; e < kVector; ++e) {
         vector.values[e] = round_to<scalar_t>(from[e * step]);
       }
-      uint4 bits;
-      memcpy(&bits, &vector, sizeof(bits));
-      // A plain assignment compiles to a store for each value.
-      __stwb(reinterpret_cast<uint4*>(to), bits);
+      // A plain assignment compiles to a store for each value here.
+      __stwb(reinterpret_cast<uint4*>(to), bits_of(vector));
     }
   });
-}
-
-// The tiles of a block: blocks_per_image blocks share an image's tiles, each a contiguous range.
-struct TileRange {
-  int64_t image;
-  int64_t part;   // of the image
-  int64_t first;  // tile
-  int64_t last;   // one behind
-};
-
-__device__ __forceinline__ TileRange tile_range(const Images& images, int64_t blocks_per_image,
-                                                int tile_pixels) {
-  const int64_t image = blockIdx.x / blocks_per_image;
-  const int64_t part = blockIdx.x % blocks_per_image;
-  const int64_t tiles = (images.size(image) + tile_pixels - 1) / tile_pixels;
-  return {image, part, part * tiles / blocks_per_image, (part + 1) * tiles / blocks_per_image};
-}
-
-__device__ __forceinline__ int pixels_of_tile(const Images& images, int64_t image, int64_t tile,
-                                              int tile_pixels) {
-  const int64_t left = images.size(image) - tile * tile_pixels;
-  return left < tile_pixels ? static_cast<int>(left) : tile_pixels;
 }
 
 // Channels of the chunk that begins at channel c.

@@ -1,5 +1,6 @@
 // Where tiles lie in tensors of any size: the kernels' own arithmetic, called from the host without
 // the memory. Offsets are in elements.
+#include "shares.cuh"
 #include "tile.cuh"
 
 namespace discloss::cuda {
@@ -43,9 +44,21 @@ ADDRESSES std::int64_t last_offset(std::int64_t channels, std::int64_t channel_s
   return last;
 }
 
-// The first tile of an image's last block.
-ADDRESSES std::int64_t first_tile_of_last_block(std::int64_t pixels, std::int64_t blocks) {
+// The first pixel, of its image, that the last block visits, and the number of that image.
+ADDRESSES std::int64_t first_pixel_of_last_block(std::int64_t images, std::int64_t pixels,
+                                                 std::int64_t share, std::int64_t* image) {
   using namespace discloss;
-  blockIdx.x = static_cast<unsigned>(blocks - 1);
-  return cuda::tile_range({1, pixels, nullptr}, blocks, 512).first;
+  const std::int64_t total = images * pixels;
+  const cuda::Shares shares = {(total + share - 1) / share, share, total};
+  blockIdx.x = static_cast<unsigned>(shares.blocks - 1);
+  std::int64_t first = -1;
+  cuda::for_each_stretch({images, pixels, nullptr}, shares, [&](const cuda::Stretch& stretch) {
+    cuda::for_each_tile(stretch, 512, [&](std::int64_t begin, int) {
+      if (first < 0) {
+        first = begin;
+        *image = stretch.image;
+      }
+    });
+  });
+  return first;
 }

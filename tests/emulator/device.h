@@ -16,6 +16,7 @@ namespace emulator {
 
 inline constexpr unsigned kMaxThreadsPerBlock = 1024;
 inline constexpr std::size_t kSharedMemoryWithoutAttribute = 48 * 1024;
+inline constexpr std::size_t kReservedMemory = 1024;   // of the shared memory, for each block
 inline constexpr unsigned char kUninitialised = 0xFF;  // fills shared memory: NaN, -1
 
 // Chosen by the tests.

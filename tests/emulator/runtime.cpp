@@ -142,6 +142,10 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
     case cudaDevAttrMaxSharedMemoryPerBlockOptin:
       *value = static_cast<int>(device.settings.shared_memory_per_block);
       return cudaSuccess;
+    case cudaDevAttrMaxSharedMemoryPerMultiprocessor:
+      *value =
+          static_cast<int>(device.settings.shared_memory_per_block + emulator::kReservedMemory);
+      return cudaSuccess;
     case cudaDevAttrMaxThreadsPerBlock:
       *value = emulator::kMaxThreadsPerBlock;
       return cudaSuccess;
@@ -155,10 +159,10 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const voi
                                                           std::size_t shared_bytes) {
   constexpr std::size_t kThreads = 2048;
   constexpr std::size_t kBlocks = 32;
-  constexpr std::size_t kReserved = 1024;  // of the shared memory, for each block
   const std::size_t by_threads = kThreads / static_cast<std::size_t>(threads);
   const std::size_t by_memory =
-      (device.settings.shared_memory_per_block + kReserved) / (shared_bytes + kReserved);
+      (device.settings.shared_memory_per_block + emulator::kReservedMemory) /
+      (shared_bytes + emulator::kReservedMemory);
   *blocks = static_cast<int>(std::min({by_threads, by_memory, kBlocks}));
   return cudaSuccess;
 }
