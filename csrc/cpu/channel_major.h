@@ -62,18 +62,26 @@ struct ChannelMajor {
     }
   };
 
-  // Calls body(runs) for each block of pixels.
+  // Calls body(runs) for each block of pixels, from the last one if `backwards`.
   template <typename Body>
-  static DISCLOSS_INLINE void for_each_block(Tile<accscalar_t> tile, const Body& body) {
-    const Run* first = tile.runs;
-    for (int64_t i = 0; i < tile.pixels; i += W) {
+  static DISCLOSS_INLINE void for_each_block(Tile<accscalar_t> tile, const Body& body,
+                                             bool backwards = false) {
+    const int64_t blocks = (tile.pixels + W - 1) / W;
+    const Run* first = backwards ? tile.runs + tile.run_count - 1 : tile.runs;
+    for (int64_t block = 0; block < blocks; ++block) {
+      const int64_t i = (backwards ? blocks - 1 - block : block) * W;
       const int64_t end = i + W < tile.pixels ? i + W : tile.pixels;
+      while (first->begin > i) {
+        --first;
+      }
       const Run* last = first;
       while (last->end < end) {
         ++last;
       }
       body(RunsOfBlock{i, first, last});
-      first = last->end == end ? last + 1 : last;
+      if (!backwards) {
+        first = last->end == end ? last + 1 : last;
+      }
     }
   }
 
@@ -254,11 +262,12 @@ struct ChannelMajor {
 
     // value(d, x): v_i from x_i
     template <typename Value>
-    DISCLOSS_INLINE Differences(Pixels<scalar_t> pixels, int64_t i, const Value& value) {
+    DISCLOSS_INLINE Differences(Pixels<scalar_t> pixels, int64_t i, const Value& value,
+                                int64_t ahead = kPixelsAhead) {
       const scalar_t* x = pixels.embeddings + i;
 #pragma GCC unroll 16
       for (int d = 0; d < kChannels; ++d) {
-        v[d] = value(d, load_x(x, kPixelsAhead));
+        v[d] = value(d, load_x(x, ahead));
         x += pixels.channel_stride;
       }
     }
@@ -406,17 +415,29 @@ struct ChannelMajor {
         });
   }
 
+  // A load waits for the stores before it whose addresses have the same last 12 bits, so what is
+  // written a little ahead of what is read is better written from the end. What is written is the
+  // same either way.
+  static DISCLOSS_INLINE bool better_backwards(const scalar_t* read, const scalar_t* written) {
+    constexpr uintptr_t kPage = 4096;
+    const uintptr_t ahead =
+        (reinterpret_cast<uintptr_t>(written) - reinterpret_cast<uintptr_t>(read)) % kPage;
+    return ahead != 0 && ahead < kPage / 2;
+  }
+
   // gradient = factor h_i d|v_i| + shared, or 0 where ignored
   template <int kChannels>
   static DISCLOSS_INLINE void write_gradient(Pixels<scalar_t> pixels, Tile<accscalar_t> tile,
                                              GradientTables<accscalar_t> tables, accscalar_t delta,
                                              GradientPixels<scalar_t> out) {
-    for_each_block(tile, [=](RunsOfBlock runs) __attribute__((always_inline)) {
+    const bool backwards = better_backwards(pixels.embeddings, out.gradient);
+    const int64_t ahead = backwards ? kTileAhead : kPixelsAhead;
+    const auto write = [=](RunsOfBlock runs) __attribute__((always_inline)) {
       const Columns<kChannels> mean(runs, tables.means, tile.padded);
-      const Differences<kChannels> x(pixels, runs.i,
-                                     [&](int d, P value) __attribute__((always_inline)) {
-                                       return value - mean.of_channel[d];
-                                     });
+      const Differences<kChannels> x(
+          pixels, runs.i,
+          [&](int d, P value) __attribute__((always_inline)) { return value - mean.of_channel[d]; },
+          ahead);
       const P norm = x.norm();
       const P scale = Columns<1>(runs, tables.factors, 1).of_channel[0] *
                       Norm<kNorm>::scale(hinge(norm - P(delta)), norm);
@@ -441,7 +462,8 @@ struct ChannelMajor {
         store(row, gradient[d]);
         row += out.channel_stride;
       }
-    });
+    };
+    for_each_block(tile, write, backwards);
   }
 
   // values = x_i, and scales and squares of all pixels, of ignored ones anything. means [K, padded]
