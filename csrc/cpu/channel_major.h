@@ -416,21 +416,23 @@ struct ChannelMajor {
   }
 
   // A load waits for the stores before it whose addresses have the same last 12 bits, so what is
-  // written a little ahead of what is read is better written from the end. What is written is the
-  // same either way.
-  static DISCLOSS_INLINE bool better_backwards(const scalar_t* read, const scalar_t* written) {
+  // written a little ahead of what is read is better written from the end; out of the cache, that
+  // costs more than it saves. What is written is the same either way.
+  static DISCLOSS_INLINE bool better_backwards(Pixels<scalar_t> pixels, const scalar_t* written) {
     constexpr uintptr_t kPage = 4096;
+    constexpr int64_t kCached = 1 << 19;  // bytes
     const uintptr_t ahead =
-        (reinterpret_cast<uintptr_t>(written) - reinterpret_cast<uintptr_t>(read)) % kPage;
-    return ahead != 0 && ahead < kPage / 2;
+        (reinterpret_cast<uintptr_t>(written) - reinterpret_cast<uintptr_t>(pixels.embeddings)) %
+        kPage;
+    const auto bytes = pixels.count * pixels.channels * static_cast<int64_t>(sizeof(scalar_t));
+    return bytes <= kCached && ahead != 0 && ahead < kPage / 2;
   }
 
   // gradient = factor h_i d|v_i| + shared, or 0 where ignored
   template <int kChannels>
   static DISCLOSS_INLINE void write_gradient(Pixels<scalar_t> pixels, Tile<accscalar_t> tile,
                                              GradientTables<accscalar_t> tables, accscalar_t delta,
-                                             GradientPixels<scalar_t> out) {
-    const bool backwards = better_backwards(pixels.embeddings, out.gradient);
+                                             GradientPixels<scalar_t> out, bool backwards) {
     const int64_t ahead = backwards ? kTileAhead : kPixelsAhead;
     const auto write = [=](RunsOfBlock runs) __attribute__((always_inline)) {
       const Columns<kChannels> mean(runs, tables.means, tile.padded);

@@ -238,12 +238,14 @@ void write_gradient(const Pixels<scalar_t>& pixels,
   using ByPixel = PixelMajor<scalar_t, kNorm, W>;
   const Margin<accumulate_t<scalar_t>> margin = {1, delta_var};
   const bool to_channels = gradient.pixel_stride == 1;
+  const bool backwards = ByChannel::better_backwards(pixels, gradient.gradient);
   for_each_tile(pixels, scratch, kLongRunOfGradient, [&](auto part, auto tile, int64_t begin) {
     GradientPixels<scalar_t> out = gradient;
     out.gradient += begin * gradient.pixel_stride;
     if (to_channels && by_channel(part, tile, kLongRunOfGradient)) {
       const bool done = with_channels<W>(part.channels, [&](auto channels) {
-        ByChannel::template write_gradient<channels()>(part, tile, tables, delta_var, out);
+        ByChannel::template write_gradient<channels()>(part, tile, tables, delta_var, out,
+                                                       backwards);
       });
       if (done) {
         return;
