@@ -5,8 +5,8 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <memory>
 #include <string>
-#include <vector>
 
 #include "kernels.h"
 #include "layout.h"
@@ -70,12 +70,13 @@ class ScratchMemory {
  public:
   explicit ScratchMemory(int64_t channels)
       : pitch_(tile_pitch(channels)),
-        lines_(static_cast<size_t>(pitch_ * (padded_channels(channels) + 2) / kLineNumbers)),
-        runs_(static_cast<size_t>(pitch_)) {}
+        lines_(
+            new Line[static_cast<size_t>(pitch_ * (padded_channels(channels) + 2)) / kLineNumbers]),
+        runs_(new Run[static_cast<size_t>(pitch_)]) {}
 
   Scratch<accscalar_t> scratch() {
-    accscalar_t* numbers = lines_.data()->numbers;
-    return {numbers + 2 * pitch_, numbers, numbers + pitch_, runs_.data()};
+    accscalar_t* numbers = lines_[0].numbers;
+    return {numbers + 2 * pitch_, numbers, numbers + pitch_, runs_.get()};
   }
 
  private:
@@ -85,8 +86,9 @@ class ScratchMemory {
   };
 
   int64_t pitch_;
-  std::vector<Line> lines_;
-  std::vector<Run> runs_;
+  // Not cleared: nothing is read that was not written.
+  std::unique_ptr<Line[]> lines_;
+  std::unique_ptr<Run[]> runs_;
 };
 
 // The best table that this processor can run, within what ATEN_CPU_CAPABILITY allows torch.

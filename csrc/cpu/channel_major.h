@@ -43,8 +43,51 @@ struct ChannelMajor {
     }
   }
 
-  // The runs that meet in a block of pixels. kMost: as many as there may be, 1 in most blocks.
-  // Copied out of memory, where the compiler must expect every store to change them.
+  // The runs that meet in the W pixels from i on, the last one included.
+  struct RunsOfBlock {
+    int64_t i;
+    const Run* first;
+    const Run* last;
+
+    DISCLOSS_INLINE int count() const { return static_cast<int>(last - first) + 1; }
+    // The slot of a run, 0 if it is ignored: what comes of it is of no use.
+    static DISCLOSS_INLINE int64_t slot(const Run* run) { return run->slot < 0 ? 0 : run->slot; }
+    // True in the lanes before the end of a run.
+    DISCLOSS_INLINE typename P::Mask begun(const Run* run) const {
+      return first_lanes<P>(run->end - i);
+    }
+    // True in the lanes of a run.
+    DISCLOSS_INLINE typename P::Mask lanes(const Run* run) const {
+      return lanes_between<P>(run->begin - i, run->end - i);
+    }
+  };
+
+  // Calls body(runs) for each block of pixels, from the last one if `backwards`.
+  template <typename Body>
+  static DISCLOSS_INLINE void for_each_block(Tile<accscalar_t> tile, const Body& body,
+                                             bool backwards = false) {
+    const int64_t blocks = (tile.pixels + W - 1) / W;
+    const Run* first = backwards ? tile.runs + tile.run_count - 1 : tile.runs;
+    for (int64_t block = 0; block < blocks; ++block) {
+      const int64_t i = (backwards ? blocks - 1 - block : block) * W;
+      const int64_t end = i + W < tile.pixels ? i + W : tile.pixels;
+      while (first->begin > i) {
+        --first;
+      }
+      const Run* last = first;
+      while (last->end < end) {
+        ++last;
+      }
+      body(RunsOfBlock{i, first, last});
+      if (!backwards) {
+        first = last->end == end ? last + 1 : last;
+      }
+    }
+  }
+
+  // The runs that meet in a block, for any number of channels. kMost: as many runs as there may be,
+  // 1 in most blocks. Copied out of memory, where the compiler must expect every store to change
+  // them.
   template <int kMost>
   struct Block {
     int count;
@@ -53,12 +96,13 @@ struct ChannelMajor {
     accscalar_t kept[kMost];        // 0 if ignored, else 1
     bool all_kept = true;
 
-    DISCLOSS_INLINE Block(const Run* runs, int runs_count, int64_t begin) : count(runs_count) {
+    DISCLOSS_INLINE explicit Block(RunsOfBlock runs) : count(runs.count()) {
       for (int r = 0; r < size(); ++r) {
-        slots[r] = runs[r].slot < 0 ? 0 : runs[r].slot;
-        begun[r] = first_lanes<P>(runs[r].end - begin);
-        kept[r] = runs[r].slot < 0 ? accscalar_t(0) : accscalar_t(1);
-        all_kept &= runs[r].slot >= 0;
+        const Run* run = runs.first + r;
+        slots[r] = static_cast<int32_t>(runs.slot(run));
+        begun[r] = runs.begun(run);
+        kept[r] = run->slot < 0 ? accscalar_t(0) : accscalar_t(1);
+        all_kept &= run->slot >= 0;
       }
     }
 
@@ -93,24 +137,16 @@ struct ChannelMajor {
     }
   };
 
-  // Calls body(i, block) for each block of pixels from i.
+  // Calls body(block) with as many runs as there are known to the compiler, up to 2.
   template <typename Body>
-  static DISCLOSS_INLINE void for_each_block(Tile<accscalar_t> tile, const Body& body) {
-    const Run* first = tile.runs;
-    for (int64_t i = 0; i < tile.pixels; i += W) {
-      const int64_t end = i + W < tile.pixels ? i + W : tile.pixels;
-      const Run* last = first;
-      while (last->end < end) {
-        ++last;
-      }
-      if (first == last) {
-        body(i, Block<1>(first, 1, i));
-      } else if (first + 1 == last) {
-        body(i, Block<2>(first, 2, i));
-      } else {
-        body(i, Block<W>(first, static_cast<int>(last - first) + 1, i));
-      }
-      first = last->end == end ? last + 1 : last;
+  static DISCLOSS_INLINE void with_block(RunsOfBlock runs, const Body& body) {
+    switch (runs.count()) {
+      case 1:
+        return body(Block<1>(runs));
+      case 2:
+        return body(Block<2>(runs));
+      default:
+        return body(Block<W>(runs));
     }
   }
 
@@ -226,11 +262,12 @@ struct ChannelMajor {
 
     // value(d, x): v_i from x_i
     template <typename Value>
-    DISCLOSS_INLINE Differences(Pixels<scalar_t> pixels, int64_t i, const Value& value) {
+    DISCLOSS_INLINE Differences(Pixels<scalar_t> pixels, int64_t i, const Value& value,
+                                int64_t ahead = kPixelsAhead) {
       const scalar_t* x = pixels.embeddings + i;
 #pragma GCC unroll 16
       for (int d = 0; d < kChannels; ++d) {
-        v[d] = value(d, load_x(x, kPixelsAhead));
+        v[d] = value(d, load_x(x, ahead));
         x += pixels.channel_stride;
       }
     }
@@ -246,86 +283,196 @@ struct ChannelMajor {
     }
   };
 
-  // Calls body(block, end) for pieces of a run, so short that a sum over one has 8 numbers a lane.
-  // `block` is a multiple of W, of the first piece at or before the run's first pixel.
-  template <typename Body>
-  static DISCLOSS_INLINE void for_each_piece(Run run, const Body& body) {
+  // A vector for each channel: what a table has for the pixels of a block. table [K, pitch]
+  template <int kChannels>
+  struct Columns {
+    P of_channel[kChannels];
+
+    DISCLOSS_INLINE Columns(RunsOfBlock runs, const accscalar_t* table, int64_t pitch) {
+      const accscalar_t* row = table + runs.slot(runs.first) * pitch;
+#pragma GCC unroll 16
+      for (int d = 0; d < kChannels; ++d) {
+        of_channel[d] = P(row[d]);
+      }
+      for (const Run* run = runs.first; run != runs.last; ++run) {
+        row = table + runs.slot(run + 1) * pitch;
+        const auto begun = runs.begun(run);
+#pragma GCC unroll 16
+        for (int d = 0; d < kChannels; ++d) {
+          of_channel[d] = select(begun, of_channel[d], P(row[d]));
+        }
+      }
+    }
+  };
+
+  // What is summed over runs: a vector of pixels for each channel, and one more.
+  template <int kChannels>
+  struct Terms {
+    P of_channel[kChannels];
+    P square;
+
+    DISCLOSS_INLINE void clear() {
+      square = zero();
+#pragma GCC unroll 16
+      for (int d = 0; d < kChannels; ++d) {
+        of_channel[d] = zero();
+      }
+    }
+    DISCLOSS_INLINE void add(const Terms& terms, typename P::Mask lanes) {
+      square = square + select(lanes, terms.square, zero());
+#pragma GCC unroll 16
+      for (int d = 0; d < kChannels; ++d) {
+        of_channel[d] = of_channel[d] + select(lanes, terms.of_channel[d], zero());
+      }
+    }
+  };
+
+  // Calls flush(slot, sums) with the sums, as vectors, of terms_of(block) over each run that is not
+  // ignored. They stay in registers while a run lasts, and have 8 numbers a lane at most.
+  template <int kChannels, typename TermsOf, typename Flush>
+  static DISCLOSS_INLINE void sum_runs(Tile<accscalar_t> tile, const TermsOf& terms_of,
+                                       const Flush& flush) {
     constexpr int64_t kPiece = 8 * W;
-    for (int64_t block = run.begin / W * W; block < run.end; block += kPiece) {
-      body(block, block + kPiece < run.end ? block + kPiece : run.end);
+    Terms<kChannels> sums;
+    sums.clear();
+    for_each_block(tile, [&](RunsOfBlock runs) __attribute__((always_inline)) {
+      const Terms<kChannels> terms = terms_of(runs);
+      const bool full = (runs.i + W) % kPiece == 0;
+      for (const Run* run = runs.first; run <= runs.last; ++run) {
+        sums.add(terms, runs.lanes(run));
+        if (full || run->end <= runs.i + W) {
+          if (run->slot >= 0) {
+            flush(run->slot, sums);
+          }
+          sums.clear();
+        }
+      }
+    });
+  }
+
+  // table [padded] += the sums of each channel
+  template <int kChannels>
+  static DISCLOSS_INLINE void add_channels(const Terms<kChannels>& sums, double* table) {
+#pragma GCC unroll 4
+    for (int first = 0; first < kChannels; first += kRows) {
+      P rows[kRows];
+#pragma GCC unroll 16
+      for (int r = 0; r < kRows; ++r) {
+        rows[r] = sums.of_channel[first + r];
+      }
+      add_to<kRows>(table + first, sum_of_each(rows));
     }
   }
 
-  // squares += h_i^2, pull [padded] += h_i d|v_i|, of a run. mean [padded]
+  // sums [K, padded] += x_i, of runs that are too short to be read channel after channel.
   template <int kChannels>
-  static DISCLOSS_INLINE void add_pull(Pixels<scalar_t> pixels, Run run, const accscalar_t* mean,
-                                       accscalar_t delta, double* squares, double* pull) {
-    constexpr int kGroups = kChannels / kRows;
-    for_each_piece(run, [=](int64_t block, int64_t end) __attribute__((always_inline)) {
-      P rows[kGroups][kRows];
-      P sum = zero();
+  static DISCLOSS_INLINE void add_sums_of_blocks(Pixels<scalar_t> pixels, Tile<accscalar_t> tile,
+                                                 double* sums) {
+    sum_runs<kChannels>(
+        tile,
+        [=](RunsOfBlock runs) __attribute__((always_inline)) {
+          Terms<kChannels> terms;
+          terms.square = zero();
+          const scalar_t* x = pixels.embeddings + runs.i;
 #pragma GCC unroll 16
-      for (int d = 0; d < kChannels; ++d) {
-        rows[d / kRows][d % kRows] = zero();
-      }
-      for (int64_t i = block; i < end; i += W) {
-        // Outside of the run v_i = 0, whatever is there; so are its hinge and pull.
-        const auto inside = lanes_between<P>(run.begin - i, run.end - i);
-        const Differences<kChannels> x(pixels, i,
-                                       [=](int d, P value) __attribute__((always_inline)) {
-                                         return select(inside, value - P(mean[d]), zero());
-                                       });
-        const P norm = x.norm();
-        const P h = hinge(norm - P(delta));
-        const P scale = Norm<kNorm>::scale(h, norm);
-        sum = sum + h * h;
+          for (int d = 0; d < kChannels; ++d) {
+            terms.of_channel[d] = load_x(x, kTileAhead);
+            x += pixels.channel_stride;
+          }
+          return terms;
+        },
+        [=](int64_t slot, const auto& run)
+            __attribute__((always_inline)) { add_channels(run, sums + slot * tile.padded); });
+  }
+
+  // squares [K] += h_i^2, pull [K, padded] += h_i d|v_i|. means [K, padded]
+  template <int kChannels>
+  static DISCLOSS_INLINE void add_pull(Pixels<scalar_t> pixels, Tile<accscalar_t> tile,
+                                       const accscalar_t* means, accscalar_t delta, double* squares,
+                                       double* pull) {
+    sum_runs<kChannels>(
+        tile,
+        [=](RunsOfBlock runs) __attribute__((always_inline)) {
+          const Columns<kChannels> mean(runs, means, tile.padded);
+          const Differences<kChannels> x(pixels, runs.i,
+                                         [&](int d, P value) __attribute__((always_inline)) {
+                                           return value - mean.of_channel[d];
+                                         });
+          const P norm = x.norm();
+          const P h = hinge(norm - P(delta));
+          const P scale = Norm<kNorm>::scale(h, norm);
+          Terms<kChannels> terms;
+          terms.square = h * h;
 #pragma GCC unroll 16
-        for (int d = 0; d < kChannels; ++d) {
-          P& row = rows[d / kRows][d % kRows];
-          row = row + scale * Norm<kNorm>::direction(x.v[d]);
-        }
-      }
-      *squares += static_cast<double>(sum_of_lanes(sum));
-#pragma GCC unroll 4
-      for (int group = 0; group < kGroups; ++group) {
-        add_to<kRows>(pull + group * kRows, sum_of_each(rows[group]));
-      }
-    });
+          for (int d = 0; d < kChannels; ++d) {
+            terms.of_channel[d] = scale * Norm<kNorm>::direction(x.v[d]);
+          }
+          return terms;
+        },
+        [=](int64_t slot, const auto& run) __attribute__((always_inline)) {
+          squares[slot] += static_cast<double>(sum_of_lanes(run.square));
+          add_channels(run, pull + slot * tile.padded);
+        });
+  }
+
+  // A load waits for the stores before it whose addresses have the same last 12 bits, so what is
+  // written a little ahead of what is read is better written from the end; out of the cache, that
+  // costs more than it saves. What is written is the same either way.
+  static DISCLOSS_INLINE bool better_backwards(Pixels<scalar_t> pixels, const scalar_t* written) {
+    constexpr uintptr_t kPage = 4096;
+    constexpr int64_t kCached = 1 << 19;  // bytes
+    const uintptr_t ahead =
+        (reinterpret_cast<uintptr_t>(written) - reinterpret_cast<uintptr_t>(pixels.embeddings)) %
+        kPage;
+    const auto bytes = pixels.count * pixels.channels * static_cast<int64_t>(sizeof(scalar_t));
+    return bytes <= kCached && ahead != 0 && ahead < kPage / 2;
   }
 
   // gradient = factor h_i d|v_i| + shared, or 0 where ignored
   template <int kChannels>
   static DISCLOSS_INLINE void write_gradient(Pixels<scalar_t> pixels, Tile<accscalar_t> tile,
                                              GradientTables<accscalar_t> tables, accscalar_t delta,
-                                             GradientPixels<scalar_t> out) {
-    for_each_block(tile, [=](int64_t i, auto block) __attribute__((always_inline)) {
-      const auto means = block.rows(tables.means, tile.padded);
-      const auto shared = block.rows(tables.shared, tile.padded);
-      const Differences<kChannels> x(pixels, i, [&](int d, P value) __attribute__((always_inline)) {
-        return value - block.column(means, d);
-      });
+                                             GradientPixels<scalar_t> out, bool backwards) {
+    const int64_t ahead = backwards ? kTileAhead : kPixelsAhead;
+    const auto write = [=](RunsOfBlock runs) __attribute__((always_inline)) {
+      const Columns<kChannels> mean(runs, tables.means, tile.padded);
+      const Differences<kChannels> x(
+          pixels, runs.i,
+          [&](int d, P value) __attribute__((always_inline)) { return value - mean.of_channel[d]; },
+          ahead);
       const P norm = x.norm();
-      const P scale = block.column(block.rows(tables.factors, 1), 0) *
+      const P scale = Columns<1>(runs, tables.factors, 1).of_channel[0] *
                       Norm<kNorm>::scale(hinge(norm - P(delta)), norm);
-      const P kept = block.kept_lanes();
-      scalar_t* row = out.gradient + i;
+      const Columns<kChannels> shared(runs, tables.shared, tile.padded);
+      P gradient[kChannels];
 #pragma GCC unroll 16
       for (int d = 0; d < kChannels; ++d) {
-        P values = scale * Norm<kNorm>::direction(x.v[d]) + block.column(shared, d);
-        if (!block.all_kept) {
-          values = select(kept == zero(), zero(), values);
+        gradient[d] = scale * Norm<kNorm>::direction(x.v[d]) + shared.of_channel[d];
+      }
+      for (const Run* run = runs.first; run <= runs.last; ++run) {
+        if (run->slot < 0) {
+          const auto ignored = runs.lanes(run);
+#pragma GCC unroll 16
+          for (int d = 0; d < kChannels; ++d) {
+            gradient[d] = select(ignored, zero(), gradient[d]);
+          }
         }
-        store(row, values);
+      }
+      scalar_t* row = out.gradient + runs.i;
+#pragma GCC unroll 16
+      for (int d = 0; d < kChannels; ++d) {
+        store(row, gradient[d]);
         row += out.channel_stride;
       }
-    });
+    };
+    for_each_block(tile, write, backwards);
   }
 
   // values = x_i, and scales and squares of all pixels, of ignored ones anything. means [K, padded]
   static DISCLOSS_INLINE void load_and_find_hinges(Pixels<scalar_t> pixels, Tile<accscalar_t> tile,
                                                    const accscalar_t* means,
                                                    Margin<accscalar_t> margin) {
-    for_each_block(tile, [=](int64_t i, auto block) __attribute__((always_inline)) {
+    const auto find = [=](int64_t i, auto block) __attribute__((always_inline)) {
       const auto rows = block.rows(means, tile.padded);
       P sums = zero();
 #pragma GCC unroll 4
@@ -335,6 +482,9 @@ struct ChannelMajor {
         sums = Norm<kNorm>::accumulate(sums, value - block.column(rows, d));
       }
       store_hinges<kNorm>(tile, i, sums, margin);
+    };
+    for_each_block(tile, [=](RunsOfBlock runs) __attribute__((always_inline)) {
+      with_block(runs, [=](auto block) __attribute__((always_inline)) { find(runs.i, block); });
     });
   }
 
@@ -375,7 +525,7 @@ struct ChannelMajor {
   static DISCLOSS_INLINE void write_gradient(Tile<accscalar_t> tile,
                                              GradientTables<accscalar_t> tables,
                                              GradientPixels<scalar_t> out) {
-    for_each_block(tile, [=](int64_t i, auto block) __attribute__((always_inline)) {
+    const auto write = [=](int64_t i, auto block) __attribute__((always_inline)) {
       const auto means = block.rows(tables.means, tile.padded);
       const auto shared = block.rows(tables.shared, tile.padded);
       const P scale = block.column(block.rows(tables.factors, 1), 0) * load<W>(tile.scales + i);
@@ -390,6 +540,9 @@ struct ChannelMajor {
         prefetch(row + i + kPixelsAhead);
         store(row + i, values);
       }
+    };
+    for_each_block(tile, [=](RunsOfBlock runs) __attribute__((always_inline)) {
+      with_block(runs, [=](auto block) __attribute__((always_inline)) { write(runs.i, block); });
     });
   }
 };

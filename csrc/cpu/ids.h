@@ -98,6 +98,10 @@ PartIds number_runs(const label_t* labels, int64_t begin, int64_t end, int32_t* 
     const label_t label = labels[i];
     const int32_t number = table.number_of(static_cast<int64_t>(label));
     const int64_t first = i;
+    while (i + 4 <= end && labels[i] == label && labels[i + 1] == label && labels[i + 2] == label &&
+           labels[i + 3] == label) {
+      i += 4;
+    }
     while (i < end && labels[i] == label) {
       ++i;
     }

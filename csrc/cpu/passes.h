@@ -12,6 +12,9 @@ namespace discloss::cpu::DISCLOSS_CPU_TARGET {
 constexpr int64_t kLongRun = 16;
 constexpr int64_t kLongRunOfGradient = 6;
 
+// Where all channels stay in registers, shorter runs are worth it too.
+constexpr int64_t kLongRunOfBlocks = 6;
+
 // Shorter runs than this, on average, cost more in pass 1 than their pixels do one by one. In the
 // other passes only runs that are worth being vectors of pixels are.
 constexpr int64_t kShortRun = 3;
@@ -83,6 +86,13 @@ DISCLOSS_INLINE bool with_channels(int64_t channels, const Body& body) {
   return false;
 }
 
+// The shortest runs that passes 1 and 2 take as vectors of pixels.
+template <int kRows, typename scalar_t>
+DISCLOSS_INLINE int64_t long_run_of(const Pixels<scalar_t>& pixels) {
+  const bool compiled = with_channels<kRows>(pixels.channels, [](auto) {});
+  return compiled && pixels.pixel_stride == 1 ? kLongRunOfBlocks : kLongRun;
+}
+
 // Calls body(rows) with the pixels of a tile, pixel-major: as they lie in memory, or transposed.
 template <typename ByPixel, typename scalar_t, typename T, typename Body>
 DISCLOSS_INLINE void with_rows(Pixels<scalar_t> pixels, Tile<T> tile, const Body& body) {
@@ -128,6 +138,10 @@ void add_sums(const Pixels<scalar_t>& pixels, const Scratch<accumulate_t<scalar_
     for_each_run(tile, [&](Run run) { counts[run.slot] += run.end - run.begin; });
     if (by_channel(part, tile, kLongRun)) {
       ByChannel::add_sums(part, tile, sums);
+    } else if (by_channel(part, tile, long_run_of<W>(pixels))) {
+      with_channels<W>(part.channels, [&](auto channels) {
+        ByChannel::template add_sums_of_blocks<channels()>(part, tile, sums);
+      });
     } else {
       with_rows<ByPixel>(part, tile, [&](auto rows) {
         for_each_run(tile,
@@ -154,14 +168,11 @@ void add_pull(const Pixels<scalar_t>& pixels, const Scratch<accumulate_t<scalar_
   using ByChannel = ChannelMajor<scalar_t, kNorm, W>;
   using ByPixel = PixelMajor<scalar_t, kNorm, W>;
   const Margin<accumulate_t<scalar_t>> margin = {1, delta_var};
-  for_each_tile(pixels, scratch, kLongRun, [&](auto part, auto tile, int64_t) {
-    if (by_channel(part, tile, kLongRun)) {
+  const int64_t long_run = long_run_of<W>(pixels);
+  for_each_tile(pixels, scratch, long_run, [&](auto part, auto tile, int64_t) {
+    if (by_channel(part, tile, long_run)) {
       const bool done = with_channels<W>(part.channels, [&](auto channels) {
-        for_each_run(tile, [&](Run run) {
-          const int64_t table = run.slot * tile.padded;
-          ByChannel::template add_pull<channels()>(part, run, means + table, delta_var,
-                                                   squares + run.slot, pull + table);
-        });
+        ByChannel::template add_pull<channels()>(part, tile, means, delta_var, squares, pull);
       });
       if (done) {
         return;
@@ -227,12 +238,14 @@ void write_gradient(const Pixels<scalar_t>& pixels,
   using ByPixel = PixelMajor<scalar_t, kNorm, W>;
   const Margin<accumulate_t<scalar_t>> margin = {1, delta_var};
   const bool to_channels = gradient.pixel_stride == 1;
+  const bool backwards = ByChannel::better_backwards(pixels, gradient.gradient);
   for_each_tile(pixels, scratch, kLongRunOfGradient, [&](auto part, auto tile, int64_t begin) {
     GradientPixels<scalar_t> out = gradient;
     out.gradient += begin * gradient.pixel_stride;
     if (to_channels && by_channel(part, tile, kLongRunOfGradient)) {
       const bool done = with_channels<W>(part.channels, [&](auto channels) {
-        ByChannel::template write_gradient<channels()>(part, tile, tables, delta_var, out);
+        ByChannel::template write_gradient<channels()>(part, tile, tables, delta_var, out,
+                                                       backwards);
       });
       if (done) {
         return;

@@ -138,46 +138,64 @@ DISCLOSS_INLINE void transpose(Pack<T, W> (&rows)[W]) {
   }
 }
 
+// The upper half of the lanes added to the lower.
+template <typename T, int W>
+DISCLOSS_INLINE Pack<T, W / 2> sum_of_halves(Pack<T, W> pack) {
+  Pack<T, W / 2> halves[2];
+  std::memcpy(halves, &pack, sizeof(pack));
+  return halves[0] + halves[1];
+}
+
 // The lanes l, l + kRows, ... of the result add up to the sum over the lanes of rows[l]: the rounds
 // of transpose, but the two halves of each lane number are added where transpose would make rows of
-// them.
+// them. Rows of more lanes than there are rows are halved first: half as much to shuffle.
 template <typename T, int W, int kRows>
-DISCLOSS_INLINE Pack<T, W> sum_of_each(Pack<T, W> (&rows)[kRows]) {
+DISCLOSS_INLINE auto sum_of_each(Pack<T, W> (&rows)[kRows]) {
+  if constexpr (W > kRows) {
+    Pack<T, W / 2> halves[kRows];
 #pragma GCC unroll 16
-  for (int half = kRows / 2; half > 0; half /= 2) {
-#pragma GCC unroll 16
-    for (int i = 0; i < half; ++i) {
-      rows[i] = interleave_low(rows[i], rows[i + half]) + interleave_high(rows[i], rows[i + half]);
+    for (int i = 0; i < kRows; ++i) {
+      halves[i] = sum_of_halves(rows[i]);
     }
+    return sum_of_each(halves);
+  } else {
+#pragma GCC unroll 16
+    for (int half = kRows / 2; half > 0; half /= 2) {
+#pragma GCC unroll 16
+      for (int i = 0; i < half; ++i) {
+        rows[i] =
+            interleave_low(rows[i], rows[i + half]) + interleave_high(rows[i], rows[i + half]);
+      }
+    }
+    return rows[0];
   }
-  return rows[0];
 }
 
 template <typename T, int W>
 DISCLOSS_INLINE T sum_of_lanes(Pack<T, W> pack) {
-#pragma GCC unroll 16
-  for (int half = W / 2; half > 0; half /= 2) {
-    pack = interleave_low(pack, pack) + interleave_high(pack, pack);
+  if constexpr (W == 2) {
+    return pack.value[0] + pack.value[1];
+  } else {
+    return sum_of_lanes(sum_of_halves(pack));
   }
-  return pack.value[0];
 }
 
-namespace detail {
-
-template <typename P, int... I>
-DISCLOSS_INLINE uint32_t bits_of(typename P::Mask mask, std::integer_sequence<int, I...>) {
-  using Integers = decltype(P::Mask::value);
-  using Integer = std::decay_t<decltype(Integers{}[0])>;
-  const Integers bits = mask.value & Integers{(Integer(1) << I)...};
-  return static_cast<uint32_t>(sum_of_lanes(Pack<Integer, sizeof...(I)>::of(bits)));
-}
-
-}  // namespace detail
-
-// Bit i is set where lane i of the mask of a P is.
+// Bit i is set where lane i of the mask of a P is. Lanes become bytes, of which each keeps another
+// bit, and a multiplication adds up eight of them.
 template <typename P>
 DISCLOSS_INLINE uint32_t bits_of(typename P::Mask mask) {
-  return detail::bits_of<P>(mask, typename P::Lanes{});
+  constexpr int kLanes = sizeof(mask.value) / sizeof(mask.value[0]);
+  typedef int8_t Bytes __attribute__((vector_size(kLanes)));
+  const Bytes bytes = __builtin_convertvector(mask.value, Bytes);
+  uint64_t eights[(kLanes + 7) / 8] = {};
+  std::memcpy(eights, &bytes, sizeof(bytes));
+  uint32_t bits = 0;
+#pragma GCC unroll 8
+  for (int i = 0; i < (kLanes + 7) / 8; ++i) {
+    const uint64_t sum = (eights[i] & 0x8040201008040201u) * 0x0101010101010101u;
+    bits |= static_cast<uint32_t>(sum >> 56) << 8 * i;
+  }
+  return bits;
 }
 
 }  // namespace discloss::cpu::DISCLOSS_CPU_TARGET

@@ -41,6 +41,24 @@ DISCLOSS_INLINE void prefetch(const void* address) {
   __builtin_prefetch(address, 0, kIntoL2);
 }
 
+// Bit j is set where the slot of pixel i + j is not that of the one before, j < 64 and i + j <
+// pixels. Many pixels at a time because a loop over bits ends with a branch that nothing can
+// predict.
+DISCLOSS_INLINE uint64_t changes(const int32_t* slots, int64_t i, int64_t pixels) {
+  constexpr int W = kLanes<int32_t>;
+  uint64_t bits = 0;
+  const int64_t count = pixels - i < 64 ? pixels - i : 64;
+  int64_t j = 0;
+  for (; j + W <= count; j += W) {
+    const auto differs = load<W>(slots + i + j) != load<W>(slots + i + j - 1);
+    bits |= static_cast<uint64_t>(bits_of<Pack<int32_t, W>>(differs)) << j;
+  }
+  for (; j < count; ++j) {
+    bits |= static_cast<uint64_t>(slots[i + j] != slots[i + j - 1]) << j;
+  }
+  return bits;
+}
+
 // The number of runs in slots [pixels].
 DISCLOSS_INLINE int64_t count_runs(const int32_t* slots, int64_t pixels) {
   constexpr int W = kLanes<int32_t>;
@@ -59,26 +77,15 @@ DISCLOSS_INLINE int64_t count_runs(const int32_t* slots, int64_t pixels) {
 
 // slots [pixels] -> runs
 DISCLOSS_INLINE void find_runs(const int32_t* slots, int64_t pixels, Run* runs) {
-  constexpr int W = kLanes<int32_t>;
-  int64_t count = 0;
-  runs[0] = {0, 0, slots[0]};
-  const auto begin_run = [&](int64_t at) __attribute__((always_inline)) {
-    runs[count++].end = static_cast<int32_t>(at);
-    runs[count] = {static_cast<int32_t>(at), 0, slots[at]};
-  };
-  int64_t i = 1;
-  for (; i + W <= pixels; i += W) {
-    const auto differs = load<W>(slots + i) != load<W>(slots + i - 1);
-    for (uint32_t bits = bits_of<Pack<int32_t, W>>(differs); bits != 0; bits &= bits - 1) {
-      begin_run(i + __builtin_ctz(bits));
+  int32_t begin = 0;
+  for (int64_t i = 1; i < pixels; i += 64) {
+    for (uint64_t bits = changes(slots, i, pixels); bits != 0; bits &= bits - 1) {
+      const auto end = static_cast<int32_t>(i + __builtin_ctzll(bits));
+      *runs++ = {begin, end, slots[begin]};
+      begin = end;
     }
   }
-  for (; i < pixels; ++i) {
-    if (slots[i] != slots[i - 1]) {
-      begin_run(i);
-    }
-  }
-  runs[count].end = static_cast<int32_t>(pixels);
+  *runs = {begin, static_cast<int32_t>(pixels), slots[begin]};
 }
 
 // table[lane % kRows] += pack[lane], at most as many lanes at a time as a vector of doubles has
