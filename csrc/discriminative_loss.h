@@ -35,18 +35,12 @@ struct ForwardResult {
   at::Tensor pull;       // [B, M, D] accscalar_t   2/(K N_k) sum_{i in k} h_i d|v_i|
   at::Tensor push;       // [B, M, D] accscalar_t   d L_dist / d mu_k
 
-  struct Empty {
-    at::Tensor operator()(at::IntArrayRef sizes, const at::TensorOptions& options) const {
-      return at::empty(sizes, options);
-    }
-  };
-
   // Results for a batch, made by make(sizes, options); slots, of which every element is written, by
-  // make_slots(sizes, options).
-  template <typename Make, typename MakeSlots = Empty>
+  // at::empty.
+  template <typename Make>
   static ForwardResult allocate(const at::Tensor& embeddings, const at::Tensor& labels,
                                 int64_t images, int64_t max_instances, bool squeeze,
-                                const Make& make, const MakeSlots& make_slots = {}) {
+                                const Make& make) {
     const auto numbers = embeddings.options().dtype(
         embeddings.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
     const auto integers = embeddings.options().dtype(at::kLong);
@@ -57,7 +51,7 @@ struct ForwardResult {
             per_image(),
             per_image(),
             per_image(),
-            make_slots(labels.sizes(), embeddings.options().dtype(at::kInt)),
+            at::empty(labels.sizes(), embeddings.options().dtype(at::kInt)),
             make({images}, integers),
             make({images, max_instances}, integers),
             table(),

@@ -90,14 +90,8 @@ struct GradientBuffer {
   }
 };
 
-struct EmptyLike {
-  at::Tensor operator()(const at::Tensor& tensor) const { return at::empty_like(tensor); }
-};
-
-// make(tensor): what at::empty_like gives
-template <typename Make = EmptyLike>
-GradientBuffer gradient_like(const at::Tensor& embeddings, bool packed, const Make& make = {}) {
-  const at::Tensor gradient = make(embeddings);
+inline GradientBuffer gradient_like(const at::Tensor& embeddings, bool packed) {
+  const at::Tensor gradient = at::empty_like(embeddings);
   if (const auto strides = detail::in_place_strides(gradient, packed)) {
     return {gradient, {gradient, *strides}};
   }

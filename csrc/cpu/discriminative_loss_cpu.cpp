@@ -52,17 +52,6 @@ ImageIds image_ids(const at::Tensor& labels, const Images& images, int64_t b, in
   });
 }
 
-// New tensors past the dispatcher, which takes longer than a small image's passes.
-at::Tensor empty(at::IntArrayRef sizes, const at::TensorOptions& options) {
-  return at::detail::empty_cpu(sizes, options);
-}
-
-at::Tensor empty_like(const at::Tensor& tensor) {
-  return tensor.is_non_overlapping_and_dense()
-             ? at::detail::empty_strided_cpu(tensor.sizes(), tensor.strides(), tensor.options())
-             : at::empty_like(tensor);
-}
-
 void check_offsets_of(const at::Tensor& offsets, const at::Tensor& labels) {
   if (offsets.defined()) {
     check_offset_values(offsets.const_data_ptr<int64_t>(), offsets.numel() - 1, labels.numel());
@@ -118,13 +107,14 @@ ForwardTuple forward(const at::Tensor& embeddings, const at::Tensor& labels,
   check_offsets_of(bounds, labels);
   const Images images = images_of(labels, bounds);
   const Hyper hyper = {delta_var, delta_dist, alpha, beta, gamma, norm};
+  // Past the dispatcher, which takes longer than a small image's passes.
   const auto zeros = [](at::IntArrayRef sizes, const at::TensorOptions& options) {
-    at::Tensor tensor = empty(sizes, options);
+    at::Tensor tensor = at::detail::empty_cpu(sizes, options);
     std::fill_n(static_cast<char*>(tensor.mutable_data_ptr()), tensor.nbytes(), 0);
     return tensor;
   };
-  ForwardResult result = ForwardResult::allocate(embeddings, labels, images.count, max_instances,
-                                                 squeeze, zeros, empty);
+  ForwardResult result =
+      ForwardResult::allocate(embeddings, labels, images.count, max_instances, squeeze, zeros);
   const EmbeddingView view = readable_view(embeddings, offsets.has_value());
   const at::Tensor ids = labels.contiguous();
   AT_DISPATCH_FLOATING_TYPES_AND2(
@@ -166,7 +156,7 @@ at::Tensor backward(const std::optional<at::Tensor>& grad_loss,
   const at::Tensor bounds = contiguous_offsets(offsets);
   const Images images = images_of(slots, bounds);
   const EmbeddingView view = readable_view(embeddings, offsets.has_value());
-  const GradientBuffer buffer = gradient_like(embeddings, offsets.has_value(), empty_like);
+  const GradientBuffer buffer = gradient_like(embeddings, offsets.has_value());
   prefer_huge_pages(buffer.view.tensor);
   AT_DISPATCH_FLOATING_TYPES_AND2(
       at::kHalf, at::kBFloat16, embeddings.scalar_type(), "discloss_cuda::backward", [&] {
