@@ -20,8 +20,9 @@ cd "$(dirname "$0")/.." || exit
 VARIANTS=(
   "default"
   "tiles-of-18-KB -DDISCLOSS_TILE_KILOBYTES=18"
-  "three-blocks -DDISCLOSS_BLOCKS_PER_MULTIPROCESSOR=3"
-  "six-blocks -DDISCLOSS_BLOCKS_PER_MULTIPROCESSOR=6"
+  "through-tiles -DDISCLOSS_PIXELS_IN_REGISTERS=0"
+  "two-blocks -DDISCLOSS_BLOCKS_PER_MULTIPROCESSOR=2"
+  "four-blocks -DDISCLOSS_BLOCKS_PER_MULTIPROCESSOR=4"
 )
 # What variants and profiles are taken of.
 VARIANT_WORKLOADS=(2d-batch 2d-k64 2d-k200 2d-k1000 random-ids clip volume-large embryo-clouds small)

@@ -250,6 +250,7 @@ DENSE: dict[str, Callable[[], Case]] = {
     "d100": lambda: _voronoi(1, (9, 8), 3, 100),
     "d131": lambda: _voronoi(2, (45,), 3, 131),
     "aligned_d32": lambda: _voronoi(2, (16, 16), 5, 32),
+    "lines_d2": lambda: _voronoi(3, (341,), 4, 2),
     "long_d8": lambda: _voronoi(1, (64, 48), 9, 8),
     "long_d16": lambda: _voronoi(1, (2053,), 6, 16),
     "no_image": lambda: _zeros((0, 4, 5, 6), torch.zeros(0, 5, 6, dtype=torch.int64)),

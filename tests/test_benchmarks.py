@@ -552,7 +552,7 @@ def test_the_script_for_a_gpu_names_what_is_there(tmp_path: Path) -> None:
     builds = [command for command in commands if "--build-lib" in command]
     macros = [command[1].removeprefix("NVCC_APPEND_FLAGS=").split() for command in builds]
     assert macros[0] == []
-    source = (root / "csrc" / "cuda" / "launch.cu").read_text()
+    source = "".join(path.read_text() for path in (root / "csrc" / "cuda").iterdir())
     for (macro,) in macros[1:]:  # a name that the kernels do not have would change nothing
         assert f"#ifndef {macro.removeprefix('-D').partition('=')[0]}\n" in source
     assert len({command[-1] for command in builds}) == len(builds), "folders of their own"

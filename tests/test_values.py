@@ -23,7 +23,7 @@ from discloss_cuda import DiscriminativeLoss, discriminative_loss, discriminativ
 FUNCTIONS = (discriminative_loss, discriminative_loss_packed)
 
 # The emulator is slow: a few cases of each kind stand for all dtypes and layouts there.
-EMULATED = ("image_d16", "volume_d8", "d17", "norm1_d1", "clouds_d3", "clouds_d16")
+EMULATED = ("image_d16", "volume_d8", "d17", "lines_d2", "norm1_d1", "clouds_d3", "clouds_d16")
 
 
 def _combinations() -> list[Any]:
@@ -74,6 +74,17 @@ def test_every_layout_of_labels(device: torch.device, layout: str) -> None:
     changed = Case(case.embeddings, lay_out(case.labels.to(device)))
     outcome = run(*FUNCTIONS, changed, case.embeddings.to(device, torch.float32))
     assert_within_budget(Case(case.embeddings, changed.labels.cpu()), outcome)
+
+
+@pytest.mark.parametrize(
+    ("name", "limit"), [("image_d16", 1800), ("volume_d8", 3300), ("d100", 300)]
+)
+def test_room_for_many_more_instances(device: torch.device, name: str, limit: int) -> None:
+    """So many that their sums do not fit into the shared memory of a block."""
+    case = get_case(name)
+    assert limit * (case.embeddings.shape[1] + 1) * 8 > 227 * 1024
+    x = case.embeddings.to(device, torch.float32)
+    assert_within_budget(case, run(*FUNCTIONS, case, x, max_instances=limit))
 
 
 def test_expanded_embeddings(device: torch.device) -> None:

@@ -160,26 +160,27 @@ __global__ void insert_ids_kernel(IdTable table, Images images, Shares shares, L
   });
 }
 
-// Phase 3. A thread owns one listed id. instances [B] receives K.
+// Phase 3. A warp owns one listed id, and its lanes share the others. instances [B] receives K.
 __global__ void rank_ids_kernel(IdTable table, int64_t images, int64_t* instances) {
-  const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
+  const int lane = threadIdx.x % 32;
+  const int64_t warp = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / 32;
   const int64_t rows = table.limit > 0 ? table.limit : 1;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < images * rows;
-       i += step) {
-    const int64_t image = i / rows, position = i % rows;
-    const int64_t count = table.last[image] + 1;
-    if (position == 0) {
-      instances[image] = count;
-    }
-    if (position >= count) {
-      continue;
-    }
-    const int64_t* ids = table.ids + image * table.limit;
-    const int64_t id = ids[position];
-    int32_t rank = 0;
-    for (int64_t other = 0; other < count; ++other) {
-      rank += ids[other] < id;
-    }
+  const int64_t image = warp / rows, position = warp % rows;
+  const int64_t count = image < images ? table.last[image] + 1 : 0;
+  if (image < images && position == 0 && lane == 0) {
+    instances[image] = count;
+  }
+  if (position >= count) {
+    return;  // the whole warp
+  }
+  const int64_t* ids = table.ids + image * table.limit;
+  const int64_t id = ids[position];
+  int32_t rank = 0;
+  for (int64_t first = 0; first < count; first += 32) {
+    const int64_t other = first + lane;
+    rank += __popc(__ballot_sync(0xffffffffu, other < count && ids[other] < id));
+  }
+  if (lane == 0) {
     const int32_t entry = table.entries[image * table.limit + position];
     table.slots[image * (table.capacity + 1) + entry] = rank;
   }

@@ -174,11 +174,11 @@ Shares plan_shares(int64_t total, int64_t blocks) {
 }
 
 // The most blocks that the sets of partial rows may cost: what the gradient, which is not there
-// yet, will take; a quarter of it where the sets are accumulators, and must be cleared. Every image
-// has one set in any case.
+// yet, will take; a quarter of it where they are cleared as a whole. Every image has one set in any
+// case.
 int64_t affordable_blocks(int64_t set_bytes, int64_t embedding_bytes, int64_t images,
-                          bool accumulators) {
-  const int64_t allowed = std::max(kMinPartialBytes, embedding_bytes / (accumulators ? 4 : 1));
+                          bool cleared) {
+  const int64_t allowed = std::max(kMinPartialBytes, embedding_bytes / (cleared ? 4 : 1));
   return std::max(allowed / std::max<int64_t>(set_bytes, 1) - images, std::max<int64_t>(images, 1));
 }
 
@@ -196,6 +196,7 @@ SumPlan plan_sums(const Device& device, const Batch& batch) {
   const int64_t set_bytes = set * static_cast<int64_t>(sizeof(double));
   plan.shared_bytes = sum_shared_bytes<accscalar_t>(plan.tile, set);
   plan.shared_accumulators = plan.shared_bytes <= static_cast<size_t>(device.shared_bytes);
+  plan.lazily_cleared = !plan.shared_accumulators && batch.channels <= plan.tile.channels;
   if (!plan.shared_accumulators) {
     plan.shared_bytes = sum_shared_bytes<accscalar_t>(plan.tile, 0);
   }
@@ -205,7 +206,7 @@ SumPlan plan_sums(const Device& device, const Batch& batch) {
       std::clamp<int64_t>(room, 1, resident_blocks(channels_in_registers(batch)));
   const int64_t affordable =
       affordable_blocks(set_bytes, batch.pixels * batch.channels * sizeof(scalar_t),
-                        batch.images.count, !plan.shared_accumulators);
+                        batch.images.count, !plan.shared_accumulators && !plan.lazily_cleared);
   plan.shares = plan_shares(batch.pixels, std::min(affordable, device.multiprocessors * resident));
   return plan;
 }
@@ -283,11 +284,11 @@ cudaError_t launch_ids(const ForwardArguments& a, const Device& device, const Id
                        size_t clear_bytes, cudaStream_t stream) {
   const Images& images = a.batch.images;
   const Shares shares = plan_ids(device, a.batch.pixels);
-  const int64_t rows = images.count * std::max<int64_t>(a.batch.max_instances, 1);
+  const int64_t warps = images.count * std::max<int64_t>(a.batch.max_instances, 1);
   DISCLOSS_RETURN_IF_ERROR(launch_insert(table, clear_bytes, images, shares, a.labels,
                                          a.ignore_labels, a.ignore_count, true, stream));
-  DISCLOSS_RETURN_IF_ERROR(launch(rank_ids_kernel, ceil_div(rows, kRowThreads), kRowThreads, 0,
-                                  stream, table, images.count, a.instances));
+  DISCLOSS_RETURN_IF_ERROR(launch(rank_ids_kernel, ceil_div(warps * 32, kRowThreads), kRowThreads,
+                                  0, stream, table, images.count, a.instances));
   return launch(assign_slots_kernel, shares.blocks, kPassThreads, 0, stream, table, images, shares,
                 a.labels, a.slots);
 }
@@ -325,16 +326,16 @@ cudaError_t launch_push(const ForwardArguments& a, const ForwardWorkspace& w, cu
   const int64_t images = batch.images.count, limit = batch.max_instances;
   const auto* means = static_cast<const accscalar_t*>(a.means);
   auto* push = static_cast<accscalar_t*>(a.push);
-  constexpr size_t kScratch = kRowThreads * sizeof(double);
   return dispatch_channels<scalar_t, kNorm>(batch, [&](auto channels) {
     if constexpr (channels() > 0) {
-      return launch(push_in_registers_kernel<channels()>, images * ceil_div(limit, 32), kRowThreads,
-                    kScratch, stream, limit, a.instances, means, a.delta_dist, push, w.push_sums,
-                    w.mean_norms);
+      return launch(push_in_registers_kernel<channels()>, images * ceil_div(limit, 32),
+                    kPassThreads, kPassThreads * sizeof(double), stream, limit, a.instances, means,
+                    a.delta_dist, push, w.push_sums, w.mean_norms);
     } else {
       return launch(push_kernel<accscalar_t, kNorm>, images * limit, kRowThreads,
-                    kScratch + kRowThreads * sizeof(accscalar_t), stream, limit, batch.channels,
-                    a.instances, means, a.delta_dist, push, w.push_sums, w.mean_norms);
+                    kRowThreads * (sizeof(double) + sizeof(accscalar_t)), stream, limit,
+                    batch.channels, a.instances, means, a.delta_dist, push, w.push_sums,
+                    w.mean_norms);
     }
   });
 }

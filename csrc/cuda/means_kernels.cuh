@@ -20,7 +20,7 @@ __global__ void __launch_bounds__(kPassThreads, resident_blocks(0))
 
   for_each_stretch(images, plan.shares, [&](const Stretch& stretch) {
     const int64_t image = stretch.image;
-    double* accumulators = clear_accumulators(shared.accumulators, partials, image);
+    double* accumulators = clear_accumulators(shared.accumulators, plan, partials, image);
     for_each_tile(stretch, plan.tile.pixels, [&](int64_t first_pixel, int pixels) {
       find_run_ends(plan, slots + images.begin(image) + first_pixel, pixels, shared.run_ends);
       for (int i = threadIdx.x; i < pixels; i += blockDim.x) {

@@ -88,7 +88,7 @@ __global__ void __launch_bounds__(kPassThreads, resident_blocks(0))
 
   for_each_stretch<Walk::kBackwards>(images, plan.shares, [&](const Stretch& stretch) {
     const int64_t image = stretch.image;
-    double* accumulators = clear_accumulators(shared.accumulators, partials, image);
+    double* accumulators = clear_accumulators(shared.accumulators, plan, partials, image);
     const PixelColumns<kNorm, accscalar_t> columns = {
         means + image * partials.max_instances * channels, channels, pitch};
     for_each_tile<Walk::kBackwards>(
@@ -142,7 +142,7 @@ __global__ void __launch_bounds__(kPassThreads, resident_blocks(kChannels))
 
   for_each_stretch<Walk::kBackwards>(images, plan.shares, [&](const Stretch& stretch) {
     const int64_t image = stretch.image;
-    double* accumulators = clear_accumulators(shared.accumulators, partials, image);
+    double* accumulators = clear_accumulators(shared.accumulators, plan, partials, image);
     const float* image_means = means + image * partials.max_instances * kChannels;
     for_each_tile<Walk::kBackwards>(
         stretch, plan.tile.pixels, [&](int64_t first_pixel, int pixels) {

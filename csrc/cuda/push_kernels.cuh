@@ -80,7 +80,7 @@ __global__ void __launch_bounds__(128, 4)
 // mean of one in registers; the warps share the others, and add up what they found in order. Most
 // pairs are too far apart to be pushed, which shows before any root is taken.
 template <int kChannels>
-__global__ void __launch_bounds__(128, kChannels <= 16 ? 4 : 2)
+__global__ void __launch_bounds__(kPassThreads, kChannels <= 16 ? 2 : 1)
     push_in_registers_kernel(int64_t max_instances, const int64_t* instances, const float* means,
                              double delta_dist, float* push, double* push_sums,
                              double* mean_norms) {

@@ -3,9 +3,8 @@
 // A tile [rows, T] is summed in two steps with a barrier between them. T is cut into segments.
 //   sum_runs  A thread walks one segment of one row, several pixels a step, and replaces each value
 //             by the sum of its run so far: a run is neighbouring pixels of one slot.
-//   add_runs  A warp owns the slots whose last bits are its number. It adds the sums of their runs
-//   to the block's accumulators [M, D + 1], double, a lane a
-//             row.
+//   add_runs  A group of lanes owns the slots whose last bits are its number. It adds the sums of
+//             their runs to the accumulators of the block, [M, D + 1] double, a lane a row.
 // No two threads write one address between barriers, so there are no atomics and no races. Column
 // 0 is a quantity of the pixel itself (1 for means, the squared hinge for pull), column 1 + d is
 // channel d.
@@ -16,8 +15,9 @@
 // float sums run over at most one segment of one tile; everything above is double, so that a mean
 // over 10^7 pixels is right to float rounding.
 //
-// Loses when M (D + 1) doubles exceed shared memory (the accumulators then are the partial rows, in
-// global memory).
+// Loses when M (D + 1) doubles exceed shared memory. The accumulators then are the partial rows, in
+// global memory, and where all rows are summed at once only their column 0 is cleared beforehand:
+// while that is 0, the others are not read.
 #pragma once
 
 #include "ids_kernels.cuh"
@@ -32,8 +32,9 @@ namespace discloss::cuda {
 struct SumPlan {
   TileShape tile;
   Shares shares;
-  int lanes;                 // of a segment, a power of two: its rows, up to a warp
+  int lanes;  // of a group that has a segment, or slots: the rows, to a power of two up to a warp
   bool shared_accumulators;  // else the partial rows are the accumulators
+  bool lazily_cleared;       // of each row, only column 0 is cleared
   size_t shared_bytes;
 };
 
@@ -88,11 +89,12 @@ __device__ __forceinline__ SumShared<accscalar_t> carve_sum_shared(unsigned char
 }
 
 // Sets the accumulators of a block for one image to 0 and returns them.
-__device__ inline double* clear_accumulators(double* shared, const Partials& partials,
-                                             int64_t image) {
+__device__ inline double* clear_accumulators(double* shared, const SumPlan& plan,
+                                             const Partials& partials, int64_t image) {
   double* accumulators = shared != nullptr ? shared : partials.row(blockIdx.x + image, 0);
   const int64_t count = partials.max_instances * partials.columns;
-  for (int64_t i = threadIdx.x; i < count; i += blockDim.x) {
+  const int64_t step = plan.lazily_cleared ? partials.columns : 1;
+  for (int64_t i = threadIdx.x * step; i < count; i += blockDim.x * step) {
     accumulators[i] = 0.0;
   }
   return accumulators;
@@ -163,16 +165,30 @@ template <typename accscalar_t>
 __device__ inline void add_runs(const SumPlan& plan, const int32_t* run_ends, int pixels,
                                 const Summed<accscalar_t>& summed, int64_t columns,
                                 double* accumulators) {
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const int warps = blockDim.x / 32;  // a power of two
+  const int lane = threadIdx.x % 32, groups_of_warp = 32 / plan.lanes;
+  const int first_row = lane % plan.lanes, group_of_warp = lane / plan.lanes;
+  const int first_group = threadIdx.x / 32 * groups_of_warp;
+  const int last_bits = blockDim.x / plan.lanes - 1;  // of a slot, that are its group
   for (int first = 0; first < pixels; first += 32) {
     const int32_t slot = first + lane < pixels ? run_ends[first + lane] : kIgnoredPixel;
-    unsigned own = __ballot_sync(0xffffffffu, slot >= 0 && (slot & (warps - 1)) == warp);
-    for (; own != 0; own &= own - 1) {
-      const int at = first + __ffs(own) - 1;
+    unsigned own = 0;
+    for (int g = 0; g < groups_of_warp; ++g) {
+      const unsigned of_group =
+          __ballot_sync(0xffffffffu, slot >= 0 && (slot & last_bits) == first_group + g);
+      own = g == group_of_warp ? of_group : own;
+    }
+    // The groups of a warp stay together, for the shuffle.
+    for (; __any_sync(0xffffffffu, own != 0); own &= own - 1) {
+      const int at = own != 0 ? first + __ffs(own) - 1 : first;
+      const int rows = own != 0 ? summed.count : 0;
       double* row = accumulators + run_ends[at] * columns + summed.first_column;
-      for (int r = lane; r < summed.count; r += 32) {
-        row[r] += static_cast<double>(summed.rows[r * plan.tile.pitch + at]);
+      // The first lane of a group alone reads and writes column 0.
+      const bool fresh =
+          plan.lazily_cleared &&
+          __shfl_sync(0xffffffffu, own != 0 && first_row == 0 ? row[0] : 0.0, 0, plan.lanes) == 0.0;
+      for (int r = first_row; r < rows; r += plan.lanes) {
+        row[r] =
+            (fresh ? 0.0 : row[r]) + static_cast<double>(summed.rows[r * plan.tile.pitch + at]);
       }
     }
   }
