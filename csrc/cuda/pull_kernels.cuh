@@ -157,7 +157,7 @@ __global__ void __launch_bounds__(kPassThreads, resident_blocks(kChannels))
             const int32_t slot = tile_slots[i];
             float h = 0, scale = 0;
             if (slot >= 0) {
-              const float norm = Norm<2>::finish(pixel.subtract(image_means + slot * kChannels));
+              const float norm = Norm<2>::finish(pixel.subtract(image_means + static_cast<int64_t>(slot) * kChannels));
               h = hinge(norm - static_cast<float>(delta_var));
               scale = Norm<2>::scale(h, norm);
               open |= h != 0.0f;
