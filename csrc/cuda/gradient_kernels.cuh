@@ -119,16 +119,15 @@ __global__ void __launch_bounds__(kPassThreads, resident_blocks(0))
     const int64_t image = stretch.image, table = image * max_instances;
     const PixelColumns<kNorm, accscalar_t> columns = {means + table * channels, channels, pitch};
     for_each_tile(stretch, plan.tile.pixels, [&](int64_t first_pixel, int pixels) {
-      const auto load = [&](int64_t c, int rows) {
-        load_tile(tile_source(embeddings, images, image, first_pixel, pixels, c, rows), tile,
-                  pitch);
+      const auto source = [&](int64_t c, int rows) {
+        return tile_source(embeddings, images, image, first_pixel, pixels, c, rows);
       };
       for (int i = threadIdx.x; i < pixels; i += blockDim.x) {
         tile_slots[i] = slots[images.begin(image) + first_pixel + i];
       }
       for (int64_t c = 0; c < channels; c += plan.tile.channels) {
         const int rows = rows_of_chunk(channels, c, plan.tile);
-        load(c, rows);
+        load_tile<kTileBatch<scalar_t>>(source(c, rows), tile, pitch);
         __syncthreads();  // the tile and its slots are there
         columns.add_norms(tile, tile_slots, pixels, c, rows, norms);
         __syncthreads();  // the tile has been read
@@ -144,7 +143,7 @@ __global__ void __launch_bounds__(kPassThreads, resident_blocks(0))
       for (int64_t c = 0; c < channels; c += plan.tile.channels) {
         const int rows = rows_of_chunk(channels, c, plan.tile);
         if (!one_chunk) {
-          load(c, rows);
+          load_tile<1>(source(c, rows), tile, pitch);
           __syncthreads();  // the chunk is there
         }
         for (int i = threadIdx.x; i < pixels; i += blockDim.x) {

@@ -33,6 +33,7 @@ constexpr size_t kTileBytes = DISCLOSS_TILE_KILOBYTES * 1024;
 constexpr size_t kReservedSharedBytes = 1024;  // of each block, for the system
 constexpr int kIdBlocksPerMultiprocessor = 6;
 constexpr int64_t kMinSharePixels = kPassThreads;
+constexpr int64_t kMaxSharePixels = 1 << 30;
 constexpr int64_t kMinPartialBytes = 1 << 20;
 constexpr size_t kAlignment = 256;
 
@@ -128,18 +129,22 @@ constexpr int norm_of(Norm<kNorm>) {
   return kNorm;
 }
 
-// D if passes 2 and 3 have kernels that keep D channels in registers, else 0.
+// D if passes 2 and 3 have kernels that keep D channels in registers, else 0. Those index a table
+// [M, D] in 32 bits.
 int channels_in_registers(const Batch& batch) {
   const bool known = batch.channels == 8 || batch.channels == 16 || batch.channels == 32;
-  const bool kept = batch.norm == 2 && batch.scalar != ScalarType::kFloat64;
+  const bool kept = batch.norm == 2 && batch.scalar != ScalarType::kFloat64 &&
+                    batch.max_instances <= INT32_MAX / 32;
   return DISCLOSS_PIXELS_IN_REGISTERS && known && kept ? static_cast<int>(batch.channels) : 0;
 }
 
-// Calls function(that number, as a type).
+// Calls function(that number, as a type), or function(0) where the rows of a table [B, M, D] may
+// not be read 16 bytes at a time.
 template <typename scalar_t, int kNorm, typename Function>
-cudaError_t dispatch_channels(const Batch& batch, Function function) {
+cudaError_t dispatch_channels(const Batch& batch, const void* table, Function function) {
   if constexpr (kNorm == 2 && !std::is_same_v<scalar_t, double>) {
-    switch (channels_in_registers(batch)) {
+    const bool aligned = reinterpret_cast<uintptr_t>(table) % 16 == 0;
+    switch (aligned ? channels_in_registers(batch) : 0) {
       case 8:
         return function(std::integral_constant<int, 8>{});
       case 16:
@@ -164,11 +169,12 @@ TileShape plan_tile(int64_t channels, int extra_rows) {
   return {pixels, rows, pixels + Vector<accscalar_t>::kSize};
 }
 
-// At most `blocks` shares, of whole warps.
+// At most `blocks` shares, of whole warps, unless they would be longer than kMaxSharePixels.
 Shares plan_shares(int64_t total, int64_t blocks) {
   Shares shares = {};
   shares.total = total;
-  shares.pixels = std::max(ceil_div(ceil_div(total, blocks), 32) * 32, kMinSharePixels);
+  shares.pixels =
+      std::clamp(ceil_div(ceil_div(total, blocks), 32) * 32, kMinSharePixels, kMaxSharePixels);
   shares.blocks = ceil_div(total, shares.pixels);
   return shares;
 }
@@ -211,12 +217,14 @@ SumPlan plan_sums(const Device& device, const Batch& batch) {
   return plan;
 }
 
+// The shares of pass 2, but for what its sums cost.
 template <typename scalar_t>
 GradientPlan plan_gradient(const Device& device, const Batch& batch) {
   using accscalar_t = typename Accumulate<scalar_t>::type;
   GradientPlan plan = {};
   plan.tile = plan_tile<accscalar_t>(batch.channels, 1);
-  plan.shares = plan_sums<scalar_t>(device, batch).shares;
+  plan.shares = plan_shares(batch.pixels,
+                            device.multiprocessors * resident_blocks(channels_in_registers(batch)));
   plan.shared_bytes =
       (plan.tile.channels * plan.tile.pitch + plan.tile.pixels) * sizeof(accscalar_t) +
       plan.tile.pixels * sizeof(int32_t);
@@ -326,7 +334,7 @@ cudaError_t launch_push(const ForwardArguments& a, const ForwardWorkspace& w, cu
   const int64_t images = batch.images.count, limit = batch.max_instances;
   const auto* means = static_cast<const accscalar_t*>(a.means);
   auto* push = static_cast<accscalar_t*>(a.push);
-  return dispatch_channels<scalar_t, kNorm>(batch, [&](auto channels) {
+  return dispatch_channels<scalar_t, kNorm>(batch, means, [&](auto channels) {
     if constexpr (channels() > 0) {
       return launch(push_in_registers_kernel<channels()>, images * ceil_div(limit, 32),
                     kPassThreads, kPassThreads * sizeof(double), stream, limit, a.instances, means,
@@ -347,7 +355,7 @@ cudaError_t launch_sum_pull(const ForwardArguments& a, const SumPlan& plan,
                             cudaStream_t stream) {
   using accscalar_t = typename Accumulate<scalar_t>::type;
   const auto* means = static_cast<const accscalar_t*>(a.means);
-  return dispatch_channels<scalar_t, kNorm>(a.batch, [&](auto channels) {
+  return dispatch_channels<scalar_t, kNorm>(a.batch, means, [&](auto channels) {
     if constexpr (channels() > 0) {
       return launch(sum_pull_in_registers_kernel<scalar_t, channels()>, plan.shares.blocks,
                     kPassThreads, plan.shared_bytes, stream, plan, embeddings, a.slots, means,
@@ -432,7 +440,7 @@ cudaError_t backward_passes(const BackwardArguments& a, const GradientPlan& plan
       0, stream, instances, images, weights, upstreams, factors, shared_gradients));
   const auto embeddings = global(static_cast<const scalar_t*>(a.embeddings), batch.strides, batch);
   const auto gradient = global(static_cast<scalar_t*>(a.gradient), a.gradient_strides, batch);
-  return dispatch_channels<scalar_t, kNorm>(batch, [&](auto channels) {
+  return dispatch_channels<scalar_t, kNorm>(batch, instances.means, [&](auto channels) {
     if constexpr (channels() > 0) {
       return launch(gradient_in_registers_kernel<scalar_t, channels()>, plan.shares.blocks,
                     kPassThreads, 0, stream, plan.shares, batch.images, batch.max_instances,

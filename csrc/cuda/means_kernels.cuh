@@ -28,8 +28,9 @@ __global__ void __launch_bounds__(kPassThreads, resident_blocks(0))
       }
       for (int64_t c = 0; c < channels; c += plan.tile.channels) {
         const int rows = rows_of_chunk(channels, c, plan.tile);
-        load_tile(tile_source(embeddings, images, image, first_pixel, pixels, c, rows), shared.tile,
-                  plan.tile.pitch);
+        load_tile<kTileBatch<scalar_t>>(
+            tile_source(embeddings, images, image, first_pixel, pixels, c, rows), shared.tile,
+            plan.tile.pitch);
         __syncthreads();  // the tile, its run ends and the cleared accumulators are there
         add_tile(plan, shared.run_ends, pixels, summed_rows(shared, c, rows), partials.columns,
                  accumulators);

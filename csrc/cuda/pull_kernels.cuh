@@ -71,8 +71,8 @@ __device__ __forceinline__ bool find_hinges(const int32_t* slots, int pixels, ac
   return open;
 }
 
-// Column 0 of the partial rows receives sum_i h_i^2: where that is 0, every h_i is, and so is the
-// row. The others receive sum_i h_i d|v_i|.
+// Column 0 of the partial rows receives sum_i h_i^2: where that is 0, every h_i is, or so small
+// that its square is, and the row counts as 0. The others receive sum_i h_i d|v_i|.
 template <typename scalar_t, int kNorm>
 __global__ void __launch_bounds__(kPassThreads, resident_blocks(0))
     sum_pull_kernel(SumPlan plan, int64_t channels, Global<const scalar_t*> embeddings,
@@ -100,7 +100,7 @@ __global__ void __launch_bounds__(kPassThreads, resident_blocks(0))
           find_run_ends(plan, tile_slots, pixels, shared.run_ends);
           for (int64_t c = 0; c < channels; c += plan.tile.channels) {
             const int rows = rows_of_chunk(channels, c, plan.tile);
-            load_tile(source(c, rows), shared.tile, pitch);
+            load_tile<kTileBatch<scalar_t>>(source(c, rows), shared.tile, pitch);
             __syncthreads();  // the tile, its run ends and the cleared accumulators are there
             columns.add_norms(shared.tile, tile_slots, pixels, c, rows, norms);
             __syncthreads();  // the tile has been read
@@ -157,7 +157,7 @@ __global__ void __launch_bounds__(kPassThreads, resident_blocks(kChannels))
             const int32_t slot = tile_slots[i];
             float h = 0, scale = 0;
             if (slot >= 0) {
-              const float norm = Norm<2>::finish(pixel.subtract(image_means + static_cast<int64_t>(slot) * kChannels));
+              const float norm = Norm<2>::finish(pixel.subtract(image_means + slot * kChannels));
               h = hinge(norm - static_cast<float>(delta_var));
               scale = Norm<2>::scale(h, norm);
               open |= h != 0.0f;

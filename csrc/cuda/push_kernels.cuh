@@ -86,7 +86,8 @@ __global__ void __launch_bounds__(kPassThreads, kChannels <= 16 ? 2 : 1)
                              double* mean_norms) {
   DISCLOSS_DYNAMIC_SHARED(raw);
   auto* scratch = reinterpret_cast<double*>(raw);  // [blockDim.x]
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
+  constexpr int warps = kPassThreads / 32;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int64_t groups = (max_instances + 31) / 32;
   const int64_t image = blockIdx.x / groups, k = blockIdx.x % groups * 32 + lane;
   const int64_t count = instances[image];
@@ -122,7 +123,7 @@ __global__ void __launch_bounds__(kPassThreads, kChannels <= 16 ? 2 : 1)
     scratch[threadIdx.x] = value;
     __syncthreads();  // all warps' sums are there
     double sum = 0.0;
-#pragma unroll 4
+#pragma unroll
     for (int other = 0; other < warps; ++other) {
       sum += scratch[other * 32 + lane];
     }

@@ -260,10 +260,22 @@ __device__ inline void reduce_channels(const Partials& partials, int64_t image, 
   for (int64_t first = 0; first < channels; first += 32) {
     const int64_t channel = first + lane;
     double sum = 0.0;
-    for (int64_t set = first_set + warp; set < last_set; set += warps) {
-      const double* row = partials.row(set, slot);
-      if (channel < channels && row[0] != 0.0) {
-        sum += row[1 + channel];
+    constexpr int kBatch = 8;  // loads of a lane that are on their way at once
+    for (int64_t begin = first_set + warp; begin < last_set; begin += kBatch * warps) {
+      double own[kBatch];
+#pragma unroll
+      for (int b = 0; b < kBatch; ++b) {
+        const int64_t set = begin + b * warps;
+        own[b] = set < last_set && channel < channels ? partials.row(set, slot)[0] : 0.0;
+      }
+      double values[kBatch];
+#pragma unroll
+      for (int b = 0; b < kBatch; ++b) {
+        values[b] = own[b] != 0.0 ? partials.row(begin + b * warps, slot)[1 + channel] : 0.0;
+      }
+#pragma unroll
+      for (int b = 0; b < kBatch; ++b) {
+        sum += values[b];
       }
     }
     scratch[threadIdx.x] = sum;

@@ -11,12 +11,16 @@
 
 namespace discloss::cuda {
 
+// Of 16 bytes: as many loads as the registers have room for.
+template <typename scalar_t>
+constexpr int kTileBatch = sizeof(scalar_t) == 4 ? 4 : 2;
+
 // One shape for all tiles of a launch.
 struct TileShape {
   int pixels;    // T, a power of two
   int channels;  // of a chunk, <= D
-  int pitch;     // T and one vector: 16-byte accesses are aligned, and threads that walk different
-                 // rows at the same pixel hit different banks
+  int pitch;     // T and one vector: 16-byte accesses are aligned, and hit different banks where
+                 // threads walk different rows at the same pixel
 };
 
 // Embeddings or gradient in global memory.
@@ -84,61 +88,90 @@ __device__ __forceinline__ TileSource<pointer_t> tile_source(const Global<pointe
 // Calls visit(channel, pixel, count) for pieces that cover the source, `count` elements adjacent in
 // memory at a time: kVector of them where 16-byte accesses are possible, then single ones. Adjacent
 // threads get adjacent pieces, along whichever axis is contiguous.
-template <int kVector, int kUnroll = 4, typename pointer_t, typename Visit>
+template <int kVector, typename pointer_t, typename Visit>
 __device__ __forceinline__ void visit_pieces(const TileSource<pointer_t>& source, Visit visit) {
   const bool along_pixels = source.strides.pixel == 1;
   const int length = along_pixels ? source.pixels : source.channels;
   const int lines = along_pixels ? source.channels : source.pixels;
   const int vectors = source.vectorized ? length / kVector : 0;
   const int singles = length - vectors * kVector;
-#pragma unroll kUnroll
+#pragma unroll 4
   for (int j = threadIdx.x; j < lines * vectors; j += blockDim.x) {
     const int line = j / vectors, at = (j - line * vectors) * kVector;
     visit(along_pixels ? line : at, along_pixels ? at : line, kVector);
   }
-#pragma unroll kUnroll
+#pragma unroll 4
   for (int j = threadIdx.x; j < lines * singles; j += blockDim.x) {
     const int line = j / singles, at = vectors * kVector + (j - line * singles);
     visit(along_pixels ? line : at, along_pixels ? at : line, 1);
   }
 }
 
-// count adjacent elements into the tile, `step` apart there.
-template <typename scalar_t, typename accscalar_t>
-__device__ __forceinline__ void widen(const Vector<scalar_t>& from, accscalar_t* to, int step) {
-  using Wide = Vector<accscalar_t>;
+// A piece into the tile, its elements `step` apart there.
+template <typename Piece, typename accscalar_t>
+__device__ __forceinline__ void widen(const Piece& from, accscalar_t* to, int step) {
+  if constexpr (Piece::kSize == 1) {
+    *to = to_accumulate(from.values[0]);
+  } else {
+    using Wide = Vector<accscalar_t>;
 #pragma unroll
-  for (int e = 0; e < from.kSize; e += Wide::kSize) {
-    Wide wide;
-#pragma unroll
-    for (int w = 0; w < Wide::kSize; ++w) {
-      wide.values[w] = to_accumulate(from.values[e + w]);
-    }
-    if (step == 1) {
-      store_vector(to + e, wide);
-    } else {
+    for (int e = 0; e < Piece::kSize; e += Wide::kSize) {
+      Wide wide;
 #pragma unroll
       for (int w = 0; w < Wide::kSize; ++w) {
-        to[(e + w) * step] = wide.values[w];
+        wide.values[w] = to_accumulate(from.values[e + w]);
+      }
+      if (step == 1) {
+        store_vector(to + e, wide);
+      } else {
+#pragma unroll
+        for (int w = 0; w < Wide::kSize; ++w) {
+          to[(e + w) * step] = wide.values[w];
+        }
       }
     }
   }
 }
 
-template <int kUnroll = 4, typename scalar_t, typename accscalar_t>
+// `count` pieces of each line, from element `first` on. kBatch of them are on their way at once:
+// the loads of a thread wait for each other if each is followed by its store.
+template <typename Piece, int kBatch, typename scalar_t, typename accscalar_t>
+__device__ __forceinline__ void load_pieces(const TileSource<const scalar_t*>& source, int first,
+                                            int count, accscalar_t* tile, int pitch) {
+  const Strides s = source.strides;
+  const bool along_pixels = s.pixel == 1;
+  const int total = (along_pixels ? source.channels : source.pixels) * count;
+  const auto threads = static_cast<int>(blockDim.x);
+  for (int begin = threadIdx.x; begin < total; begin += kBatch * threads) {
+    Piece pieces[kBatch];
+    int offsets[kBatch];
+#pragma unroll
+    for (int b = 0; b < kBatch; ++b) {
+      const int j = begin + b * threads;
+      if (j < total) {
+        const int line = j / count, at = first + (j - line * count) * Piece::kSize;
+        const int channel = along_pixels ? line : at, pixel = along_pixels ? at : line;
+        pieces[b] = load_vector<Piece>(source.first + channel * s.channel + pixel * s.pixel);
+        offsets[b] = channel * pitch + pixel;
+      }
+    }
+#pragma unroll
+    for (int b = 0; b < kBatch; ++b) {
+      if (begin + b * threads < total) {
+        widen(pieces[b], tile + offsets[b], along_pixels ? 1 : pitch);
+      }
+    }
+  }
+}
+
+template <int kBatch, typename scalar_t, typename accscalar_t>
 __device__ __forceinline__ void load_tile(const TileSource<const scalar_t*>& source,
                                           accscalar_t* tile, int pitch) {
-  const Strides s = source.strides;
-  const int step = s.pixel == 1 ? 1 : pitch;  // between adjacent elements, in the tile
-  visit_pieces<Vector<scalar_t>::kSize, kUnroll>(source, [&](int channel, int pixel, int count) {
-    const scalar_t* from = source.first + channel * s.channel + pixel * s.pixel;
-    accscalar_t* to = tile + channel * pitch + pixel;
-    if (count == 1) {
-      *to = to_accumulate(*from);
-    } else {
-      widen(load_vector<Vector<scalar_t>>(from), to, step);
-    }
-  });
+  constexpr int kVector = Vector<scalar_t>::kSize;
+  const int length = source.strides.pixel == 1 ? source.pixels : source.channels;
+  const int vectors = source.vectorized ? length / kVector : 0, in_vectors = vectors * kVector;
+  load_pieces<Vector<scalar_t>, kBatch>(source, 0, vectors, tile, pitch);
+  load_pieces<Vector<scalar_t, 1>, 1>(source, in_vectors, length - in_vectors, tile, pitch);
 }
 
 template <typename scalar_t, typename accscalar_t>
