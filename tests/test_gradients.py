@@ -131,6 +131,22 @@ def _largest_allocation(device: torch.device, function: Callable[[], Any]) -> tu
 
 
 @pytest.mark.filterwarnings("ignore:.*Profiler clears events:UserWarning")  # torch 2.11
+@pytest.mark.parametrize("name", ["long_d8", "image_d16", "aligned_d32"])
+def test_what_was_saved_may_lie_at_any_address(device: torch.device, name: str) -> None:
+    """Hooks on saved tensors may pack them into one buffer, say."""
+    case = get_case(name)
+    unpacked = []
+
+    def misaligned(saved: Tensor) -> Tensor:
+        unpacked.append(LAYOUTS["misaligned"](saved))
+        return unpacked[-1]
+
+    x = case.embeddings.to(device, torch.float32)
+    with torch.autograd.graph.saved_tensors_hooks(lambda saved: saved, misaligned):
+        assert_within_budget(case, run(*FUNCTIONS, case, x))
+    assert any(saved.dtype == torch.float32 and saved.data_ptr() % 16 for saved in unpacked)
+
+
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "misaligned"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_only_a_gradient_is_as_large_as_the_embeddings(

@@ -86,7 +86,7 @@ __global__ void __launch_bounds__(kPassThreads, kChannels <= 16 ? 2 : 1)
                              double* mean_norms) {
   DISCLOSS_DYNAMIC_SHARED(raw);
   auto* scratch = reinterpret_cast<double*>(raw);  // [blockDim.x]
-  constexpr int warps = kPassThreads / 32;
+  constexpr int kWarps = kPassThreads / 32;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int64_t groups = (max_instances + 31) / 32;
   const int64_t image = blockIdx.x / groups, k = blockIdx.x % groups * 32 + lane;
@@ -101,7 +101,7 @@ __global__ void __launch_bounds__(kPassThreads, kChannels <= 16 ? 2 : 1)
     mean.load_row(image_means + k * kChannels);
   }
   double gradient[kChannels] = {}, squares = 0.0;
-  for (int64_t other = warp; other < count; other += warps) {
+  for (int64_t other = warp; other < count; other += kWarps) {
     Pixel<kChannels> v = mean;
     const float sum = v.subtract(image_means + other * kChannels);
     if (sum > far || other == k || k >= count) {
@@ -124,7 +124,7 @@ __global__ void __launch_bounds__(kPassThreads, kChannels <= 16 ? 2 : 1)
     __syncthreads();  // all warps' sums are there
     double sum = 0.0;
 #pragma unroll
-    for (int other = 0; other < warps; ++other) {
+    for (int other = 0; other < kWarps; ++other) {
       sum += scratch[other * 32 + lane];
     }
     __syncthreads();  // they have been read: scratch is free
