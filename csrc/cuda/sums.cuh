@@ -260,7 +260,7 @@ __device__ inline void reduce_channels(const Partials& partials, int64_t image, 
   for (int64_t first = 0; first < channels; first += 32) {
     const int64_t channel = first + lane;
     double sum = 0.0;
-    constexpr int kBatch = 8;  // loads of a lane that are on their way at once
+    constexpr int kBatch = 4;  // loads of a lane that are on their way at once
     for (int64_t begin = first_set + warp; begin < last_set; begin += kBatch * warps) {
       double own[kBatch];
 #pragma unroll
