@@ -85,6 +85,19 @@ __device__ __forceinline__ TileSource<pointer_t> tile_source(const Global<pointe
       s, global.vectorized, channels, pixels};
 }
 
+// The first element of piece j, of those that begin at element `first` of each line, `count` a line
+// and `size` elements long. Lines are those of the axis that is contiguous.
+struct Place {
+  int channel;
+  int pixel;
+};
+
+__device__ __forceinline__ Place place_of_piece(bool along_pixels, int first, int count, int size,
+                                                int j) {
+  const int line = j / count, at = first + (j - line * count) * size;
+  return {along_pixels ? line : at, along_pixels ? at : line};
+}
+
 // Calls visit(channel, pixel, count) for pieces that cover the source, `count` elements adjacent in
 // memory at a time: kVector of them where 16-byte accesses are possible, then single ones. Adjacent
 // threads get adjacent pieces, along whichever axis is contiguous.
@@ -97,13 +110,13 @@ __device__ __forceinline__ void visit_pieces(const TileSource<pointer_t>& source
   const int singles = length - vectors * kVector;
 #pragma unroll 4
   for (int j = threadIdx.x; j < lines * vectors; j += blockDim.x) {
-    const int line = j / vectors, at = (j - line * vectors) * kVector;
-    visit(along_pixels ? line : at, along_pixels ? at : line, kVector);
+    const Place place = place_of_piece(along_pixels, 0, vectors, kVector, j);
+    visit(place.channel, place.pixel, kVector);
   }
 #pragma unroll 4
   for (int j = threadIdx.x; j < lines * singles; j += blockDim.x) {
-    const int line = j / singles, at = vectors * kVector + (j - line * singles);
-    visit(along_pixels ? line : at, along_pixels ? at : line, 1);
+    const Place place = place_of_piece(along_pixels, vectors * kVector, singles, 1, j);
+    visit(place.channel, place.pixel, 1);
   }
 }
 
@@ -149,8 +162,7 @@ __device__ __forceinline__ void load_pieces(const TileSource<const scalar_t*>& s
     for (int b = 0; b < kBatch; ++b) {
       const int j = begin + b * threads;
       if (j < total) {
-        const int line = j / count, at = first + (j - line * count) * Piece::kSize;
-        const int channel = along_pixels ? line : at, pixel = along_pixels ? at : line;
+        const auto [channel, pixel] = place_of_piece(along_pixels, first, count, Piece::kSize, j);
         pieces[b] = load_vector<Piece>(source.first + channel * s.channel + pixel * s.pixel);
         offsets[b] = channel * pitch + pixel;
       }
