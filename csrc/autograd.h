@@ -16,15 +16,24 @@
 
 namespace discloss {
 
+// ForwardFunction as the dispatcher knows it.
+using SymbolicForward = ForwardTuple(const at::Tensor&, const at::Tensor&,
+                                     const std::optional<at::Tensor>&, c10::SymInt, double, double,
+                                     double, double, double, int64_t, at::IntArrayRef, bool);
+
+template <typename Signature>
+c10::TypedOperatorHandle<Signature> find_op(const std::string& name_space, const char* name) {
+  return c10::Dispatcher::singleton()
+      .findSchemaOrThrow((name_space + "::" + name).c_str(), "")
+      .typed<Signature>();
+}
+
 // kNamespace names the library whose ops are meant.
 template <const char* kNamespace>
 class Autograd : public torch::autograd::Function<Autograd<kNamespace>> {
   using Variables = torch::autograd::variable_list;
   using Context = torch::autograd::AutogradContext;
-  using SymbolicForward = ForwardTuple(const at::Tensor&, const at::Tensor&,
-                                       const std::optional<at::Tensor>&, c10::SymInt, double,
-                                       double, double, double, double, int64_t, at::IntArrayRef,
-                                       bool);
+  using Numbers = std::array<double, 6>;  // delta_var, delta_dist, alpha, beta, gamma, norm
 
  public:
   // The kernel for the key Autograd.
@@ -37,10 +46,11 @@ class Autograd : public torch::autograd::Function<Autograd<kNamespace>> {
       return below_autograd(embeddings, labels, offsets, std::move(max_instances), delta_var,
                             delta_dist, alpha, beta, gamma, norm, ignore_labels, squeeze);
     }
-    ForwardTuple results;
-    const Variables terms =
-        Autograd::apply(embeddings, labels, offsets, std::move(max_instances), delta_var,
-                        delta_dist, alpha, beta, gamma, norm, ignore_labels, squeeze, &results);
+    ForwardTuple results =
+        below_autograd(embeddings, labels, offsets, std::move(max_instances), delta_var, delta_dist,
+                       alpha, beta, gamma, norm, ignore_labels, squeeze);
+    const Numbers numbers = {delta_var, delta_dist, alpha, beta, gamma, static_cast<double>(norm)};
+    const Variables terms = Autograd::apply(embeddings, &offsets, &numbers, &results);
     std::get<0>(results) = terms[0];
     std::get<1>(results) = terms[1];
     std::get<2>(results) = terms[2];
@@ -48,21 +58,17 @@ class Autograd : public torch::autograd::Function<Autograd<kNamespace>> {
     return results;
   }
 
-  // Returns loss and terms, which alone have a gradient; `results` gets all.
-  static Variables forward(Context* context, const at::Tensor& embeddings, const at::Tensor& labels,
-                           const std::optional<at::Tensor>& offsets, c10::SymInt max_instances,
-                           double delta_var, double delta_dist, double alpha, double beta,
-                           double gamma, int64_t norm, at::IntArrayRef ignore_labels, bool squeeze,
-                           ForwardTuple* results) {
-    *results = below_autograd(embeddings, labels, offsets, std::move(max_instances), delta_var,
-                              delta_dist, alpha, beta, gamma, norm, ignore_labels, squeeze);
+  // Keeps what backward needs and gives loss and terms, which alone have a gradient, to the graph.
+  // Only a variable of the graph is an argument by itself: each costs something in every call.
+  static Variables forward(Context* context, const at::Tensor& embeddings,
+                           const std::optional<at::Tensor>* offsets, const Numbers* numbers,
+                           const ForwardTuple* results) {
     const auto& [loss, variance, distance, regularization, slots, instances, counts, means, pull,
                  push] = *results;
     context->set_materialize_grads(false);
     context->save_for_backward(
-        {embeddings, offsets.value_or(at::Tensor()), slots, instances, counts, means, pull, push});
-    context->saved_data["numbers"] =
-        std::vector<double>{delta_var, delta_dist, alpha, beta, gamma, static_cast<double>(norm)};
+        {embeddings, offsets->value_or(at::Tensor()), slots, instances, counts, means, pull, push});
+    context->saved_data["numbers"] = std::vector<double>(numbers->begin(), numbers->end());
     return {loss, variance, distance, regularization};
   }
 
@@ -72,9 +78,9 @@ class Autograd : public torch::autograd::Function<Autograd<kNamespace>> {
     };
     const std::array<std::optional<at::Tensor>, 4> of_terms = {
         given(gradients[0]), given(gradients[1]), given(gradients[2]), given(gradients[3])};
-    Variables of_inputs(13);  // one for each argument of forward
+    Variables of_inputs(4);  // one for each argument of forward
     if (of_terms[0] || of_terms[1] || of_terms[2] || of_terms[3]) {
-      static const auto op = op_named<BackwardFunction>("backward");
+      static const auto op = find_op<BackwardFunction>(kNamespace, "backward");
       // First of all: a hook that unpacks a saved tensor may run anything, forward included.
       const Variables saved = context->get_saved_variables();
       // Where no second derivative is asked for, its registration, in Python, need not be called.
@@ -92,15 +98,9 @@ class Autograd : public torch::autograd::Function<Autograd<kNamespace>> {
   }
 
  private:
-  template <typename Signature>
-  static c10::TypedOperatorHandle<Signature> op_named(const char* name) {
-    const std::string qualified = std::string(kNamespace) + "::" + name;
-    return c10::Dispatcher::singleton().findSchemaOrThrow(qualified.c_str(), "").typed<Signature>();
-  }
-
   template <typename... Arguments>
   static ForwardTuple below_autograd(Arguments&&... arguments) {
-    static const auto op = op_named<SymbolicForward>("forward");
+    static const auto op = find_op<SymbolicForward>(kNamespace, "forward");
     at::AutoDispatchBelowADInplaceOrView guard;
     return op.call(std::forward<Arguments>(arguments)...);
   }

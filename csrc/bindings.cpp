@@ -1,14 +1,45 @@
 // The ops' schemas, forward's gradient, and the Python module that carries them. Backends register
 // themselves.
-#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+#include <torch/csrc/Exceptions.h>
+#include <torch/csrc/utils/pybind.h>
 #include <torch/version.h>
+
+#include <string>
+#include <vector>
 
 #include "autograd.h"
 #include "schemas.h"
 
 namespace discloss {
+
 inline constexpr char kNamespace[] = "discloss_cuda";
-}
+
+// The op forward of a namespace, called without the boxes of torch.ops, which take a quarter as
+// long as the loss of a small image. Everything else about the call is the dispatcher's.
+class DirectForward {
+ public:
+  explicit DirectForward(const std::string& name_space)
+      : op_(find_op<SymbolicForward>(name_space, "forward")) {}
+
+  // The first `count` of loss, variance, distance, regularization.
+  std::vector<at::Tensor> terms(int64_t count, const at::Tensor& embeddings,
+                                const at::Tensor& labels, const std::optional<at::Tensor>& offsets,
+                                int64_t max_instances, double delta_var, double delta_dist,
+                                double alpha, double beta, double gamma, int64_t norm,
+                                const std::vector<int64_t>& ignore_labels, bool squeeze) const {
+    const auto [loss, variance, distance, regularization, slots, instances, counts, means, pull,
+                push] = op_.call(embeddings, labels, offsets, max_instances, delta_var, delta_dist,
+                                 alpha, beta, gamma, norm, ignore_labels, squeeze);
+    return count == 1 ? std::vector<at::Tensor>{loss}
+                      : std::vector<at::Tensor>{loss, variance, distance, regularization};
+  }
+
+ private:
+  c10::TypedOperatorHandle<SymbolicForward> op_;
+};
+
+}  // namespace discloss
 
 TORCH_LIBRARY(discloss_cuda, library) { discloss::define_schemas(library); }
 
@@ -18,6 +49,9 @@ TORCH_LIBRARY_IMPL(discloss_cuda, Autograd, library) {
 
 PYBIND11_MODULE(_C, module) {
   module.doc() = "Compiled ops of discloss_cuda; importing it registers torch.ops.discloss_cuda.";
+  pybind11::class_<discloss::DirectForward>(module, "DirectForward")
+      .def(pybind11::init<const std::string&>())
+      .def("terms", torch::wrap_pybind_function_no_gil(&discloss::DirectForward::terms));
   module.attr("built_for_torch") = TORCH_VERSION;
   module.attr("with_cuda") = static_cast<bool>(DISCLOSS_WITH_CUDA);
   module.attr("cuda_architectures") = DISCLOSS_CUDA_ARCHITECTURES;

@@ -1,7 +1,8 @@
 """The compiled ops as PyTorch sees them: fake kernels, autograd, and which door a call takes.
 
-One op, two doors. By default a call goes to the op itself, whose gradient is registered with the
-dispatcher (csrc/autograd.h): that is what ``torch.compile`` and ``torch.export`` can see. Under
+One op, three doors. A call goes to the op itself, whose gradient is registered with the dispatcher
+(csrc/autograd.h): through ``torch.ops`` where ``torch.compile``, ``torch.export`` or a
+``__torch_function__`` has to see it, else by a call of its C++ handle, which is shorter. Under
 ``torch.func``, which sees no registered gradient, it goes through
 :class:`DiscriminativeLossFunction`, which keeps the same results for the same backward op. Where
 neither reaches (second derivatives, forward-mode differentiation, ``torch.func`` inside
@@ -12,14 +13,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.overrides import has_torch_function
 
-from . import _C, _vmap, reference  # noqa: F401  (importing _C registers the ops)
+from . import _C, _vmap, reference
 
 __all__ = ["DiscriminativeLossFunction", "accumulate_dtype", "apply", "current", "use"]
 
@@ -33,6 +35,7 @@ class Ops:
     """The ops of one namespace: those of the package, or an implementation under test."""
 
     forward: Any
+    terms: Any  # forward by its handle
     backward: Any
     count_instances: Any
     batch_offsets: Any
@@ -179,6 +182,7 @@ def bind(namespace: str) -> Ops:
     has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
     return Ops(
         forward=ops.forward.default,
+        terms=_C.DirectForward(namespace).terms,
         backward=backward,
         count_instances=ops.count_instances.default,
         batch_offsets=ops.batch_offsets.default,
@@ -269,21 +273,25 @@ def apply(
     parameters: Parameters,
     ignore_labels: list[int],
     squeeze: bool,
-) -> tuple[Tensor, ...]:
-    """Loss and terms, through the door that keeps every derivative.
+    count: int,
+) -> Sequence[Tensor]:
+    """The first ``count`` of loss and terms, through the door that keeps every derivative.
 
-    Each is ``[B]``; or, of one image and with ``squeeze``, perhaps ``[]``.
+    Each is ``[B]``; or, of one image and with ``squeeze``, perhaps ``[]``. Count is 1 or all.
     """
     arguments = (labels, offsets, max_instances, *parameters, ignore_labels)
     under_func = torch._C._are_functorch_transforms_active()
-    results: tuple[Tensor, ...]
+    compiling = torch.compiler.is_compiling()
+    results: Sequence[Tensor]
     if under_func or forward_ad._current_level >= 0:
-        compiling = torch.compiler.is_compiling()
         if under_func if compiling else forward_ad._current_level >= 0:
             slots = _current.forward(embeddings.detach(), *arguments)[NUM_TERMS]
-            return _reference_terms(embeddings, slots, offsets, max_instances, parameters)
+            return _reference_terms(embeddings, slots, offsets, max_instances, parameters)[:count]
         if under_func:
             results = DiscriminativeLossFunction.apply(embeddings, *arguments)  # type: ignore[no-untyped-call]
-            return results[:NUM_TERMS]
-    results = _current.forward(embeddings, *arguments, squeeze=squeeze)
-    return results[:NUM_TERMS]
+            return results[:count]
+    if compiling or type(max_instances) is not int or has_torch_function((embeddings, labels)):
+        results = _current.forward(embeddings, *arguments, squeeze=squeeze)
+        return results[:count]
+    results = _current.terms(count, embeddings, *arguments, squeeze)
+    return results

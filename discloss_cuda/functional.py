@@ -269,7 +269,7 @@ def _loss(
     process_group: ProcessGroup | None,
     grad_scale: str,
 ) -> Tensor | DiscriminativeLossTerms:
-    results: tuple[Tensor, ...]
+    results: Sequence[Tensor]
     if process_group is not None or grad_scale != "exact":
         group, limit = check_sharding(process_group, grad_scale, max_instances)
         results = _sharded.apply(
@@ -288,6 +288,7 @@ def _loss(
             parameters,
             ignore_labels,
             reduction != "none",
+            _ops.NUM_TERMS if return_terms else 1,
         )
     if return_terms:
         return DiscriminativeLossTerms(*(_reduce(result, reduction) for result in results))

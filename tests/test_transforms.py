@@ -6,11 +6,12 @@ import concurrent.futures
 import copy
 import io
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.torch_version import TorchVersion
 
 from discloss_cuda import (
@@ -60,6 +61,57 @@ def _inputs(device: torch.device, dtype: torch.dtype = torch.float64) -> tuple[T
 def _gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     (gradient,) = torch.autograd.grad(function(x), x)
     return gradient
+
+
+class SeenFunctions(TorchFunctionMode):
+    """Within it every function that asks for ``__torch_function__`` is listed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Any] = []
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        self.seen.append(function)
+        return function(*args, **(kwargs or {}))
+
+
+class Subclass(Tensor):
+    """A tensor whose ``__torch_function__`` lists what it is given to."""
+
+    seen: ClassVar[list[Any]] = []
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        cls.seen.append(function)
+        return super().__torch_function__(function, types, args, kwargs or {})
+
+
+@pytest.mark.parametrize("return_terms", [False, True])
+def test_whoever_overrides_functions_sees_the_op(device: torch.device, return_terms: bool) -> None:
+    x, labels = _inputs(device)
+    op = _ops.current().forward
+    options: dict[str, Any] = {"max_instances": 4, "return_terms": return_terms}
+
+    def results(x: Tensor) -> list[Tensor]:
+        found = discriminative_loss(x, labels, **options)
+        terms = list(found) if return_terms else [found]
+        return [*terms, *torch.autograd.grad(sum(terms), x)]
+
+    direct = results(x)
+    with SeenFunctions() as mode:
+        through_mode = results(x)
+    assert op in mode.seen
+    Subclass.seen.clear()
+    through_subclass = results(x.detach().as_subclass(Subclass).requires_grad_())
+    assert op in Subclass.seen
+    assert type(through_subclass[0]) is Subclass
+    for a, b, c in zip(direct, through_mode, through_subclass, strict=True):
+        assert torch.equal(a, b)
+        assert torch.equal(a, c.as_subclass(Tensor))
 
 
 @pytest.mark.parametrize("packed", [False, True])
