@@ -23,6 +23,7 @@ VARIANTS=(
   "through-tiles -DDISCLOSS_PIXELS_IN_REGISTERS=0"
   "two-blocks -DDISCLOSS_BLOCKS_PER_MULTIPROCESSOR=2"
   "four-blocks -DDISCLOSS_BLOCKS_PER_MULTIPROCESSOR=4"
+  "dependent-launches -DDISCLOSS_DEPENDENT_LAUNCHES=1"
 )
 # What variants and profiles are taken of.
 VARIANT_WORKLOADS=(2d-batch 2d-k64 2d-k200 2d-k1000 random-ids clip volume-large embryo-clouds small)

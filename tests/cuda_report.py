@@ -43,10 +43,12 @@ class Compiled:
     static_shared_bytes: int
 
 
-def compile_kernels(source: Path, architecture: int, cubin: Path) -> list[Compiled]:
+def compile_kernels(
+    source: Path, architecture: int, cubin: Path, macros: Iterable[str] = ()
+) -> list[Compiled]:
     """The kernels of a source, their machine code written to ``cubin``."""
-    target = f"--gpu-architecture=sm_{architecture}"
-    command = [str(require_toolkit().nvcc), *FLAGS, target, str(source), "-o", str(cubin)]
+    options = [f"--gpu-architecture=sm_{architecture}", *(f"-D{macro}" for macro in macros)]
+    command = [str(require_toolkit().nvcc), *FLAGS, *options, str(source), "-o", str(cubin)]
     result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     problems = [line for line in result.stdout.splitlines() if not is_usual(line)]
     assert result.returncode == 0, "\n".join(problems)

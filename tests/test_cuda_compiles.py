@@ -41,6 +41,11 @@ ATOMIC = r"(ATOM|RED)[GS]?\."
 KERNELS_OF_IDS = {"insert_ids_kernel", "insert_ignored_kernel"}
 ATOMICS_OF_IDS = r"ATOMG\.E\.(CAS\.64|ADD)(\.STRONG\.GPU)?"
 
+# A kernel that may come early waits for the one ahead before it touches memory that a kernel may
+# have written. Its own arguments lie elsewhere (LDC, ULDC).
+MEMORY = r"(LD|ST|LDG|STG|ATOM|ATOMG|RED|REDG)(\.|$)"
+WAIT, LET_NEXT = "ACQBULK", "PREEXIT"
+
 # Statements for a seeded kernel: a load of 16 bytes, all of which are used.
 WIDE = "const float4 w = reinterpret_cast<float4*>(y)[i]; const float sum = w.x + w.y + w.z + w.w; "
 
@@ -68,6 +73,13 @@ def check_instructions(name: str, opcodes: list[str]) -> None:
     assert surplus == set(), f"{name} has atomics"
 
 
+def check_waits_first(name: str, opcodes: list[str]) -> None:
+    assert LET_NEXT in opcodes, f"{name} does not let the next kernel come"
+    assert WAIT in opcodes, f"{name} does not wait"
+    touched = [i for i, opcode in enumerate(opcodes) if re.match(MEMORY, opcode)]
+    assert opcodes.index(WAIT) < touched[0], f"{name} waits after {opcodes[touched[0]]}"
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_compiles_to_what_the_design_says(architecture: int, tmp_path: Path) -> None:
     cubin = tmp_path / "kernels.cubin"
@@ -78,6 +90,38 @@ def test_compiles_to_what_the_design_says(architecture: int, tmp_path: Path) -> 
     opcodes = disassemble(cubin)
     for kernel in kernels:
         check_instructions(name_of(kernel.symbol, names), opcodes[kernel.symbol])
+
+
+def test_kernels_that_may_come_early_wait_first(tmp_path: Path) -> None:
+    cubin = tmp_path / "kernels.cubin"
+    source, macros = CUDA_SOURCES / "launch.cu", ["DISCLOSS_DEPENDENT_LAUNCHES=1"]
+    kernels = compile_kernels(source, 90, cubin, macros)
+    check_memory(kernels)
+    opcodes = disassemble(cubin)
+    for kernel in kernels:
+        check_waits_first(kernel.symbol, opcodes[kernel.symbol])
+
+
+@pytest.mark.parametrize(
+    ("body", "complaint"),
+    [
+        ("x[0] += y[0];", "does not let"),
+        ("cudaTriggerProgrammaticLaunchCompletion(); x[0] += y[0];", "does not wait"),
+        (
+            "cudaTriggerProgrammaticLaunchCompletion(); const float early = x[0]; "
+            "cudaGridDependencySynchronize(); y[0] = early;",
+            "waits after LDG",
+        ),
+    ],
+)
+def test_kernel_that_does_not_wait_first_is_an_error(
+    body: str, complaint: str, tmp_path: Path
+) -> None:
+    source, cubin = tmp_path / "kernel.cu", tmp_path / "kernel.cubin"
+    source.write_text(f"__global__ void bad_kernel(float* x, float* y) {{ {body} }}")
+    (kernel,) = compile_kernels(source, 90, cubin)
+    with pytest.raises(AssertionError, match=complaint):
+        check_waits_first("bad_kernel", disassemble(cubin)[kernel.symbol])
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,7 @@ __global__ void __launch_bounds__(128, 4)
     instance_gradients_kernel(Instances<accscalar_t> all, int64_t images, Weights weights,
                               Upstreams upstreams, accscalar_t* factors,
                               accscalar_t* shared_gradients) {
+  follow_previous_kernel();
   const int lane = threadIdx.x % 32;
   const int64_t row = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / 32;
   const int64_t image = row / all.max_instances;
@@ -107,6 +108,7 @@ __global__ void __launch_bounds__(kPassThreads, resident_blocks(0))
                     const typename Accumulate<scalar_t>::type* factors,
                     const typename Accumulate<scalar_t>::type* shared_gradients, double delta_var,
                     Global<scalar_t*> gradient) {
+  follow_previous_kernel();
   using accscalar_t = typename Accumulate<scalar_t>::type;
   DISCLOSS_DYNAMIC_SHARED(raw);
   const int pitch = plan.tile.pitch;
@@ -175,6 +177,7 @@ __global__ void __launch_bounds__(kPassThreads, resident_blocks(kChannels))
                                  const float* means, const float* factors,
                                  const float* shared_gradients, double delta_var,
                                  Global<scalar_t*> gradient) {
+  follow_previous_kernel();
   for_each_stretch(images, shares, [&](const Stretch& stretch) {
     const int32_t* image_slots = slots + images.begin(stretch.image);
     const int64_t from = images.embedding(stretch.image, embeddings.strides);

@@ -111,6 +111,7 @@ __device__ inline int32_t find_slot(const IdTable& table, int64_t image, int64_t
 
 // Phase 1. A block owns images blockIdx.x, blockIdx.x + gridDim.x, ...
 __global__ void insert_ignored_kernel(IdTable table, int64_t images, IgnoredIds ignored) {
+  follow_previous_kernel();
   for (int64_t b = blockIdx.x; b < images; b += gridDim.x) {
     for (int i = threadIdx.x; i < ignored.count; i += blockDim.x) {
       bool inserted;
@@ -145,6 +146,7 @@ __device__ inline void enlist(const IdTable& table, int64_t image, int64_t id, b
 // the table.
 __global__ void insert_ids_kernel(IdTable table, Images images, Shares shares, Labels labels,
                                   bool must_fit) {
+  follow_previous_kernel();
   const int lane = threadIdx.x % 32;
   for_each_stretch(images, shares, [&](const Stretch& stretch) {
     const int64_t begin = images.begin(stretch.image);
@@ -162,6 +164,7 @@ __global__ void insert_ids_kernel(IdTable table, Images images, Shares shares, L
 
 // Phase 3. A warp owns one listed id, and its lanes share the others. instances [B] receives K.
 __global__ void rank_ids_kernel(IdTable table, int64_t images, int64_t* instances) {
+  follow_previous_kernel();
   const int lane = threadIdx.x % 32;
   const int64_t warp = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / 32;
   const int64_t rows = table.limit > 0 ? table.limit : 1;
@@ -189,6 +192,7 @@ __global__ void rank_ids_kernel(IdTable table, int64_t images, int64_t* instance
 // Phase 4. slots [pixels]
 __global__ void assign_slots_kernel(IdTable table, Images images, Shares shares, Labels labels,
                                     int32_t* slots) {
+  follow_previous_kernel();
   for_each_stretch(images, shares, [&](const Stretch& stretch) {
     const int64_t begin = images.begin(stretch.image);
     for (int64_t i = stretch.begin + threadIdx.x; i < stretch.end; i += blockDim.x) {
@@ -199,6 +203,7 @@ __global__ void assign_slots_kernel(IdTable table, Images images, Shares shares,
 
 // count [B] receives the number of instances that insert_ids found.
 __global__ void read_counts_kernel(IdTable table, int64_t images, int32_t* count) {
+  follow_previous_kernel();
   const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
   for (int64_t b = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; b < images;
        b += step) {

@@ -35,16 +35,30 @@ cudaError_t current_device(Device* device) {
   DISCLOSS_RETURN_IF_ERROR(cudaGetDevice(&index));
   DISCLOSS_RETURN_IF_ERROR(
       cudaDeviceGetAttribute(&device->multiprocessors, cudaDevAttrMultiProcessorCount, index));
+  DISCLOSS_RETURN_IF_ERROR(cudaDeviceGetAttribute(&device->compute_capability,
+                                                  cudaDevAttrComputeCapabilityMajor, index));
   DISCLOSS_RETURN_IF_ERROR(cudaDeviceGetAttribute(&device->shared_bytes,
                                                   cudaDevAttrMaxSharedMemoryPerBlockOptin, index));
   return cudaDeviceGetAttribute(&device->shared_bytes_per_multiprocessor,
                                 cudaDevAttrMaxSharedMemoryPerMultiprocessor, index);
 }
 
+// Where kernels are launched. Dependent ones wait for those ahead themselves, so that their blocks
+// may come early (follow_previous_kernel).
+struct Queue {
+  cudaStream_t stream;
+  bool dependent = false;
+};
+
+Queue queue_of(const Device& device, cudaStream_t stream) {
+  constexpr int kFirst = 9;  // compute capability
+  return {stream, DISCLOSS_DEPENDENT_LAUNCHES && device.compute_capability >= kFirst};
+}
+
 // Launches nothing for an empty grid. More than 48 KB of dynamic shared memory must be asked for.
 template <typename... Parameters, typename... Given>
 cudaError_t launch(void (*kernel)(Parameters...), int64_t blocks, int threads, size_t shared_bytes,
-                   cudaStream_t stream, Given&&... arguments) {
+                   const Queue& queue, Given&&... arguments) {
   if (blocks == 0) {
     return cudaSuccess;
   }
@@ -60,7 +74,12 @@ cudaError_t launch(void (*kernel)(Parameters...), int64_t blocks, int threads, s
   config.gridDim = dim3(static_cast<unsigned>(blocks));
   config.blockDim = dim3(static_cast<unsigned>(threads));
   config.dynamicSmemBytes = shared_bytes;
-  config.stream = stream;
+  config.stream = queue.stream;
+  cudaLaunchAttribute dependent = {};
+  dependent.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  dependent.val.programmaticStreamSerializationAllowed = 1;
+  config.attrs = &dependent;
+  config.numAttrs = queue.dependent ? 1 : 0;
   return cudaLaunchKernelEx(&config, kernel, std::forward<Given>(arguments)...);
 }
 
@@ -147,30 +166,30 @@ IdTable take_table(Workspace& workspace, int64_t images, int64_t limit, int64_t 
 // Phases 1 and 2 of ids_kernels.cuh.
 cudaError_t launch_insert(const IdTable& table, size_t clear_bytes, const Images& images,
                           const Shares& shares, const Labels& labels, const int64_t* ignore_labels,
-                          int64_t ignore_count, bool must_fit, cudaStream_t stream) {
-  DISCLOSS_RETURN_IF_ERROR(cudaMemsetAsync(table.keys, 0xFF, clear_bytes, stream));
+                          int64_t ignore_count, bool must_fit, const Queue& queue) {
+  DISCLOSS_RETURN_IF_ERROR(cudaMemsetAsync(table.keys, 0xFF, clear_bytes, queue.stream));
   for (int64_t first = 0; first < ignore_count; first += kIgnoredPerLaunch) {
     IgnoredIds ignored = {};
     ignored.count = static_cast<int>(std::min<int64_t>(ignore_count - first, kIgnoredPerLaunch));
     std::copy_n(ignore_labels + first, ignored.count, ignored.ids);
     DISCLOSS_RETURN_IF_ERROR(launch(insert_ignored_kernel, std::min<int64_t>(images.count, 1024),
-                                    32, 0, stream, table, images.count, ignored));
+                                    32, 0, queue, table, images.count, ignored));
   }
-  return launch(insert_ids_kernel, shares.blocks, kPassThreads, 0, stream, table, images, shares,
+  return launch(insert_ids_kernel, shares.blocks, kPassThreads, 0, queue, table, images, shares,
                 labels, must_fit);
 }
 
 // All four phases: a slot for every pixel, and the number of instances.
 cudaError_t launch_ids(const ForwardArguments& a, const Device& device, const IdTable& table,
-                       size_t clear_bytes, cudaStream_t stream) {
+                       size_t clear_bytes, const Queue& queue) {
   const Images& images = a.batch.images;
   const Shares shares = plan_ids(device, a.batch.pixels);
   const int64_t warps = images.count * std::max<int64_t>(a.batch.max_instances, 1);
   DISCLOSS_RETURN_IF_ERROR(launch_insert(table, clear_bytes, images, shares, a.labels,
-                                         a.ignore_labels, a.ignore_count, true, stream));
+                                         a.ignore_labels, a.ignore_count, true, queue));
   DISCLOSS_RETURN_IF_ERROR(launch(rank_ids_kernel, ceil_div(warps * 32, kRowThreads), kRowThreads,
-                                  0, stream, table, images.count, a.instances));
-  return launch(assign_slots_kernel, shares.blocks, kPassThreads, 0, stream, table, images, shares,
+                                  0, queue, table, images.count, a.instances));
+  return launch(assign_slots_kernel, shares.blocks, kPassThreads, 0, queue, table, images, shares,
                 a.labels, a.slots);
 }
 
@@ -201,7 +220,7 @@ ForwardWorkspace carve_forward(const ForwardArguments& a, const SumPlan& plan, v
 }
 
 template <typename scalar_t, int kNorm>
-cudaError_t launch_push(const ForwardArguments& a, const ForwardWorkspace& w, cudaStream_t stream) {
+cudaError_t launch_push(const ForwardArguments& a, const ForwardWorkspace& w, const Queue& queue) {
   using accscalar_t = typename Accumulate<scalar_t>::type;
   const Batch& batch = a.batch;
   const int64_t images = batch.images.count, limit = batch.max_instances;
@@ -210,11 +229,11 @@ cudaError_t launch_push(const ForwardArguments& a, const ForwardWorkspace& w, cu
   return dispatch_channels<scalar_t, kNorm>(batch, means, [&](auto channels) {
     if constexpr (channels() > 0) {
       return launch(push_in_registers_kernel<channels()>, images * ceil_div(limit, 32),
-                    kPassThreads, kPassThreads * sizeof(double), stream, limit, a.instances, means,
+                    kPassThreads, kPassThreads * sizeof(double), queue, limit, a.instances, means,
                     a.delta_dist, push, w.push_sums, w.mean_norms);
     } else {
       return launch(push_kernel<accscalar_t, kNorm>, images * limit, kRowThreads,
-                    kRowThreads * (sizeof(double) + sizeof(accscalar_t)), stream, limit,
+                    kRowThreads * (sizeof(double) + sizeof(accscalar_t)), queue, limit,
                     batch.channels, a.instances, means, a.delta_dist, push, w.push_sums,
                     w.mean_norms);
     }
@@ -225,17 +244,17 @@ cudaError_t launch_push(const ForwardArguments& a, const ForwardWorkspace& w, cu
 template <typename scalar_t, int kNorm>
 cudaError_t launch_sum_pull(const ForwardArguments& a, const SumPlan& plan,
                             const Global<const scalar_t*>& embeddings, const Partials& partials,
-                            cudaStream_t stream) {
+                            const Queue& queue) {
   using accscalar_t = typename Accumulate<scalar_t>::type;
   const auto* means = static_cast<const accscalar_t*>(a.means);
   return dispatch_channels<scalar_t, kNorm>(a.batch, means, [&](auto channels) {
     if constexpr (channels() > 0) {
       return launch(sum_pull_in_registers_kernel<scalar_t, channels()>, plan.shares.blocks,
-                    kPassThreads, plan.shared_bytes, stream, plan, embeddings, a.slots, means,
+                    kPassThreads, plan.shared_bytes, queue, plan, embeddings, a.slots, means,
                     a.delta_var, partials);
     } else {
       return launch(sum_pull_kernel<scalar_t, kNorm>, plan.shares.blocks, kPassThreads,
-                    plan.shared_bytes, stream, plan, a.batch.channels, embeddings, a.slots, means,
+                    plan.shared_bytes, queue, plan, a.batch.channels, embeddings, a.slots, means,
                     a.delta_var, partials);
     }
   });
@@ -243,7 +262,7 @@ cudaError_t launch_sum_pull(const ForwardArguments& a, const SumPlan& plan,
 
 template <typename scalar_t, int kNorm>
 cudaError_t forward_passes(const ForwardArguments& a, const SumPlan& plan,
-                           const ForwardWorkspace& w, cudaStream_t stream) {
+                           const ForwardWorkspace& w, const Queue& queue) {
   using accscalar_t = typename Accumulate<scalar_t>::type;
   const Batch& batch = a.batch;
   const int64_t images = batch.images.count, rows = images * batch.max_instances;
@@ -254,18 +273,18 @@ cudaError_t forward_passes(const ForwardArguments& a, const SumPlan& plan,
   constexpr size_t kScratch = kRowThreads * sizeof(double);
 
   DISCLOSS_RETURN_IF_ERROR(launch(sum_pixels_kernel<scalar_t>, plan.shares.blocks, kPassThreads,
-                                  plan.shared_bytes, stream, plan, batch.channels, embeddings,
+                                  plan.shared_bytes, queue, plan, batch.channels, embeddings,
                                   a.slots, partials));
   DISCLOSS_RETURN_IF_ERROR(launch(reduce_means_kernel<accscalar_t>, rows, kRowThreads, kScratch,
-                                  stream, partials, a.counts, means));
-  DISCLOSS_RETURN_IF_ERROR((launch_push<scalar_t, kNorm>(a, w, stream)));
+                                  queue, partials, a.counts, means));
+  DISCLOSS_RETURN_IF_ERROR((launch_push<scalar_t, kNorm>(a, w, queue)));
   DISCLOSS_RETURN_IF_ERROR(
-      (launch_sum_pull<scalar_t, kNorm>(a, plan, embeddings, partials, stream)));
+      (launch_sum_pull<scalar_t, kNorm>(a, plan, embeddings, partials, queue)));
   DISCLOSS_RETURN_IF_ERROR(launch(reduce_pull_kernel<accscalar_t>, rows, kRowThreads, kScratch,
-                                  stream, partials, a.instances, a.counts,
+                                  queue, partials, a.instances, a.counts,
                                   static_cast<accscalar_t*>(a.pull), w.variance_sums));
   const TermSums sums = {w.variance_sums, w.push_sums, w.mean_norms};
-  return launch(finish_kernel<accscalar_t>, images, kRowThreads, kScratch, stream, sums,
+  return launch(finish_kernel<accscalar_t>, images, kRowThreads, kScratch, queue, sums,
                 batch.max_instances, a.instances, a.alpha, a.beta, a.gamma,
                 static_cast<accscalar_t*>(a.loss), static_cast<accscalar_t*>(a.variance),
                 static_cast<accscalar_t*>(a.distance), static_cast<accscalar_t*>(a.regularization));
@@ -292,7 +311,7 @@ BackwardWorkspace carve_backward(const BackwardArguments& a, void* base) {
 
 template <typename scalar_t, int kNorm>
 cudaError_t backward_passes(const BackwardArguments& a, const GradientPlan& plan, void* workspace,
-                            cudaStream_t stream) {
+                            const Queue& queue) {
   using accscalar_t = typename Accumulate<scalar_t>::type;
   const Batch& batch = a.batch;
   const int64_t images = batch.images.count, rows = images * batch.max_instances;
@@ -310,18 +329,18 @@ cudaError_t backward_passes(const BackwardArguments& a, const GradientPlan& plan
   const Upstreams upstreams = {a.loss, a.variance, a.distance, a.regularization};
   DISCLOSS_RETURN_IF_ERROR(launch(
       instance_gradients_kernel<accscalar_t, kNorm>, ceil_div(rows * 32, kRowThreads), kRowThreads,
-      0, stream, instances, images, weights, upstreams, factors, shared_gradients));
+      0, queue, instances, images, weights, upstreams, factors, shared_gradients));
   const auto embeddings = global(static_cast<const scalar_t*>(a.embeddings), batch.strides, batch);
   const auto gradient = global(static_cast<scalar_t*>(a.gradient), a.gradient_strides, batch);
   return dispatch_channels<scalar_t, kNorm>(batch, instances.means, [&](auto channels) {
     if constexpr (channels() > 0) {
       return launch(gradient_in_registers_kernel<scalar_t, channels()>, plan.shares.blocks,
-                    kPassThreads, 0, stream, plan.shares, batch.images, batch.max_instances,
+                    kPassThreads, 0, queue, plan.shares, batch.images, batch.max_instances,
                     embeddings, a.slots, instances.means, factors, shared_gradients, a.delta_var,
                     gradient);
     } else {
       return launch(gradient_kernel<scalar_t, kNorm>, plan.shares.blocks, kPassThreads,
-                    plan.shared_bytes, stream, plan, batch.images, batch.channels,
+                    plan.shared_bytes, queue, plan, batch.images, batch.channels,
                     batch.max_instances, embeddings, a.slots, instances.means, factors,
                     shared_gradients, a.delta_var, gradient);
     }
@@ -349,9 +368,10 @@ cudaError_t launch_forward(const ForwardArguments& arguments, void* workspace,
     using scalar_t = decltype(scalar);
     const SumPlan plan = plan_sums<scalar_t>(device, batch);
     const ForwardWorkspace w = carve_forward(arguments, plan, workspace);
-    DISCLOSS_RETURN_IF_ERROR(launch_ids(arguments, device, w.table, w.clear_bytes, stream));
+    const Queue queue = queue_of(device, stream);
+    DISCLOSS_RETURN_IF_ERROR(launch_ids(arguments, device, w.table, w.clear_bytes, queue));
     return dispatch_norm(batch.norm, [&](auto norm) {
-      return forward_passes<scalar_t, norm_of(norm)>(arguments, plan, w, stream);
+      return forward_passes<scalar_t, norm_of(norm)>(arguments, plan, w, queue);
     });
   });
 }
@@ -372,7 +392,8 @@ cudaError_t launch_backward(const BackwardArguments& arguments, void* workspace,
     using scalar_t = decltype(scalar);
     const GradientPlan plan = plan_gradient<scalar_t>(device, arguments.batch);
     return dispatch_norm(arguments.batch.norm, [&](auto norm) {
-      return backward_passes<scalar_t, norm_of(norm)>(arguments, plan, workspace, stream);
+      return backward_passes<scalar_t, norm_of(norm)>(arguments, plan, workspace,
+                                                      queue_of(device, stream));
     });
   });
 }
@@ -398,12 +419,13 @@ cudaError_t launch_count(const CountArguments& arguments, void* workspace, cudaS
   size_t clear_bytes = 0, bytes = 0;
   Device device = {};
   DISCLOSS_RETURN_IF_ERROR(current_device(&device));
+  const Queue queue = queue_of(device, stream);
   const IdTable table = carve_count(arguments, workspace, &clear_bytes, &bytes);
   DISCLOSS_RETURN_IF_ERROR(launch_insert(
       table, clear_bytes, arguments.images, plan_ids(device, arguments.pixels), arguments.labels,
-      arguments.ignore_labels, arguments.ignore_count, false, stream));
+      arguments.ignore_labels, arguments.ignore_count, false, queue));
   return launch(read_counts_kernel, ceil_div(arguments.images.count, kRowThreads), kRowThreads, 0,
-                stream, table, arguments.images.count, arguments.count);
+                queue, table, arguments.images.count, arguments.count);
 }
 
 cudaError_t refuse_capture(cudaStream_t stream) {
@@ -414,14 +436,14 @@ cudaError_t refuse_capture(cudaStream_t stream) {
 
 cudaError_t launch_check_offsets(const int64_t* offsets, int64_t images, int64_t total,
                                  cudaStream_t stream) {
-  return launch(check_offsets_kernel, ceil_div(images + 1, kRowThreads), kRowThreads, 0, stream,
-                offsets, images, total);
+  return launch(check_offsets_kernel, ceil_div(images + 1, kRowThreads), kRowThreads, 0,
+                Queue{stream}, offsets, images, total);
 }
 
 cudaError_t launch_batch_offsets(const int64_t* batch, int64_t total, int64_t images,
                                  int64_t* offsets, cudaStream_t stream) {
-  return launch(batch_offsets_kernel, ceil_div(total + 1, kRowThreads), kRowThreads, 0, stream,
-                batch, total, images, offsets);
+  return launch(batch_offsets_kernel, ceil_div(total + 1, kRowThreads), kRowThreads, 0,
+                Queue{stream}, batch, total, images, offsets);
 }
 
 }  // namespace discloss::cuda

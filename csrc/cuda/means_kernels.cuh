@@ -13,6 +13,7 @@ template <typename scalar_t>
 __global__ void __launch_bounds__(kPassThreads, resident_blocks(0))
     sum_pixels_kernel(SumPlan plan, int64_t channels, Global<const scalar_t*> embeddings,
                       const int32_t* slots, Partials partials) {
+  follow_previous_kernel();
   using accscalar_t = typename Accumulate<scalar_t>::type;
   DISCLOSS_DYNAMIC_SHARED(raw);
   const auto shared = carve_sum_shared<accscalar_t>(raw, plan);
@@ -45,6 +46,7 @@ __global__ void __launch_bounds__(kPassThreads, resident_blocks(0))
 template <typename accscalar_t>
 __global__ void __launch_bounds__(128, 4)
     reduce_means_kernel(Partials partials, int64_t* counts, accscalar_t* means) {
+  follow_previous_kernel();
   DISCLOSS_DYNAMIC_SHARED(raw);
   auto* scratch = reinterpret_cast<double*>(raw);
   const int64_t image = blockIdx.x / partials.max_instances;

@@ -9,6 +9,7 @@ namespace discloss::cuda {
 // A thread owns offsets[b], b <= images.
 __global__ void __launch_bounds__(128, 4)
     check_offsets_kernel(const int64_t* offsets, int64_t images, int64_t total) {
+  follow_previous_kernel();
   const int64_t b = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (b > images) {
     return;
@@ -22,6 +23,7 @@ __global__ void __launch_bounds__(128, 4)
 // A thread owns the border before point i, i <= total: all images that begin there.
 __global__ void __launch_bounds__(128, 4)
     batch_offsets_kernel(const int64_t* batch, int64_t total, int64_t images, int64_t* offsets) {
+  follow_previous_kernel();
   const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i > total) {
     return;

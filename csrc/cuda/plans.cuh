@@ -31,6 +31,7 @@ constexpr int64_t kMinPartialBytes = 1 << 20;
 
 struct Device {
   int multiprocessors;
+  int compute_capability;               // its first number
   int shared_bytes;                     // the most a block may ask for
   int shared_bytes_per_multiprocessor;  // for all blocks that are resident
 };

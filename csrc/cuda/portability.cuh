@@ -19,7 +19,22 @@
   unsigned char* name = discloss_shared_
 #endif
 
+// 1: the blocks of a kernel may come before the kernel ahead of it has ended (sm_90 and later).
+#ifndef DISCLOSS_DEPENDENT_LAUNCHES
+#define DISCLOSS_DEPENDENT_LAUNCHES 0
+#endif
+
 namespace discloss::cuda {
+
+// First in every kernel: lets the blocks of the next one come, once all of this one are there, and
+// waits until the one ahead in the stream has ended and what it wrote can be seen. Since every
+// kernel waits, none can pass any of those before it.
+__device__ __forceinline__ void follow_previous_kernel() {
+#if DISCLOSS_DEPENDENT_LAUNCHES && defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  cudaTriggerProgrammaticLaunchCompletion();
+  cudaGridDependencySynchronize();
+#endif
+}
 
 // Ends the launch as a failed assertion does, in every build: an error that cannot be missed, where
 // a NaN would be skipped silently by a gradient scaler. The message is the

@@ -78,6 +78,7 @@ __global__ void __launch_bounds__(kPassThreads, resident_blocks(0))
     sum_pull_kernel(SumPlan plan, int64_t channels, Global<const scalar_t*> embeddings,
                     const int32_t* slots, const typename Accumulate<scalar_t>::type* means,
                     double delta_var, Partials partials) {
+  follow_previous_kernel();
   using accscalar_t = typename Accumulate<scalar_t>::type;
   DISCLOSS_DYNAMIC_SHARED(raw);
   const auto shared = carve_sum_shared<accscalar_t>(raw, plan);
@@ -135,6 +136,7 @@ __global__ void __launch_bounds__(kPassThreads, resident_blocks(kChannels))
     sum_pull_in_registers_kernel(SumPlan plan, Global<const scalar_t*> embeddings,
                                  const int32_t* slots, const float* means, double delta_var,
                                  Partials partials) {
+  follow_previous_kernel();
   DISCLOSS_DYNAMIC_SHARED(raw);
   const auto shared = carve_sum_shared<float>(raw, plan);
   const Images& images = partials.images;
@@ -184,6 +186,7 @@ template <typename accscalar_t>
 __global__ void __launch_bounds__(128, 4)
     reduce_pull_kernel(Partials partials, const int64_t* instances, const int64_t* counts,
                        accscalar_t* pull, double* variance_sums) {
+  follow_previous_kernel();
   DISCLOSS_DYNAMIC_SHARED(raw);
   auto* scratch = reinterpret_cast<double*>(raw);
   const int64_t image = blockIdx.x / partials.max_instances;

@@ -22,6 +22,7 @@ __global__ void __launch_bounds__(128, 4)
     push_kernel(int64_t max_instances, int64_t channels, const int64_t* instances,
                 const accscalar_t* means, double delta_dist, accscalar_t* push, double* push_sums,
                 double* mean_norms) {
+  follow_previous_kernel();
   DISCLOSS_DYNAMIC_SHARED(raw);
   auto* scratch = reinterpret_cast<double*>(raw);                        // [blockDim.x]
   auto* weights = reinterpret_cast<accscalar_t*>(scratch + blockDim.x);  // [blockDim.x]
@@ -84,6 +85,7 @@ __global__ void __launch_bounds__(kPassThreads, kChannels <= 16 ? 2 : 1)
     push_in_registers_kernel(int64_t max_instances, const int64_t* instances, const float* means,
                              double delta_dist, float* push, double* push_sums,
                              double* mean_norms) {
+  follow_previous_kernel();
   DISCLOSS_DYNAMIC_SHARED(raw);
   auto* scratch = reinterpret_cast<double*>(raw);  // [blockDim.x]
   constexpr int kWarps = kPassThreads / 32;
@@ -168,6 +170,7 @@ __global__ void __launch_bounds__(128, 4)
     finish_kernel(TermSums sums, int64_t max_instances, const int64_t* instances, double alpha,
                   double beta, double gamma, accscalar_t* loss, accscalar_t* variance,
                   accscalar_t* distance, accscalar_t* regularization) {
+  follow_previous_kernel();
   DISCLOSS_DYNAMIC_SHARED(raw);
   auto* scratch = reinterpret_cast<double*>(raw);
   const int64_t image = blockIdx.x, first = image * max_instances, count = instances[image];

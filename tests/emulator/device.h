@@ -14,6 +14,7 @@
 
 namespace emulator {
 
+inline constexpr int kComputeCapability = 9;
 inline constexpr unsigned kMaxThreadsPerBlock = 1024;
 inline constexpr std::size_t kSharedMemoryWithoutAttribute = 48 * 1024;
 inline constexpr std::size_t kReservedMemory = 1024;   // of the shared memory, for each block

@@ -136,6 +136,9 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
     case cudaDevAttrMultiProcessorCount:
       *value = device.settings.multiprocessors;
       return cudaSuccess;
+    case cudaDevAttrComputeCapabilityMajor:
+      *value = emulator::kComputeCapability;
+      return cudaSuccess;
     case cudaDevAttrMaxSharedMemoryPerBlock:
       *value = static_cast<int>(emulator::kSharedMemoryWithoutAttribute);
       return cudaSuccess;
