@@ -206,6 +206,12 @@ void add_pull(const Pixels<scalar_t>& pixels, const Scratch<accumulate_t<scalar_
 template <typename ByPixel, typename RowsT, typename T, typename GradientRowsT>
 DISCLOSS_INLINE void write_rows(RowsT rows, Tile<T> tile, GradientTables<T> tables,
                                 Margin<T> margin, GradientRowsT gradient) {
+  if constexpr (RowsT::kOneVector) {
+    if (tile.singly) {
+      ByPixel::write_gradient_singly(rows, tile, tables, margin, gradient);
+      return;
+    }
+  }
   ByPixel::find_hinges(rows, tile, tables.means, margin);
   const auto write = [=](Run run) __attribute__((always_inline)) {
     if (run.slot < 0) {

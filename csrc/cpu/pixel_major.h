@@ -9,6 +9,8 @@ namespace discloss::cpu::DISCLOSS_CPU_TARGET {
 // Rows of `channels` elements, one for each pixel. kOne: each row is exactly one vector.
 template <typename value_t, bool kOne>
 struct Rows {
+  static constexpr bool kOneVector = kOne;
+
   const value_t* data;
   int64_t pitch;
   int64_t channels;
@@ -225,7 +227,42 @@ struct PixelMajor {
     }
   }
 
-  // The same of an ignored run.
+  // The same of all pixels, each by itself, whose rows are one vector: it stays in a register from
+  // the norm to the gradient.
+  template <typename RowsT, typename GradientRowsT>
+  static DISCLOSS_INLINE void write_gradient_singly(RowsT rows, TileT tile,
+                                                    GradientTables<accscalar_t> tables,
+                                                    Margin<accscalar_t> margin,
+                                                    GradientRowsT gradient) {
+    for (int64_t begin = 0; begin < tile.pixels; begin += W) {
+      P v[W], sums[W];
+#pragma GCC unroll 16
+      for (int p = 0; p < W; ++p) {
+        const int64_t i = begin + p < tile.pixels ? begin + p : tile.pixels - 1;
+        const int64_t slot = tile.slots[i] < 0 ? 0 : tile.slots[i];
+        v[p] = difference(rows, i, 0, tables.means + slot * tile.padded);
+        sums[p] = Norm<kNorm>::accumulate(zero(), v[p]);
+      }
+      store_hinges<kNorm>(tile, begin, sum_of_each(sums), margin);
+#pragma GCC unroll 16
+      for (int p = 0; p < W; ++p) {
+        const int64_t i = begin + p;
+        if (i >= tile.pixels) {
+          break;
+        }
+        const int64_t slot = tile.slots[i];
+        if (slot < 0) {
+          gradient.store(i, 0, zero());
+        } else {
+          const P shared = DISCLOSS_CPU_TARGET::load<W>(tables.shared + slot * tile.padded);
+          const P scale(tables.factors[slot] * tile.scales[i]);
+          gradient.store(i, 0, scale * Norm<kNorm>::direction(v[p]) + shared);
+        }
+      }
+    }
+  }
+
+  // The gradient of an ignored run.
   template <typename GradientRowsT>
   static DISCLOSS_INLINE void clear(Run run, GradientRowsT gradient) {
     for (int64_t i = run.begin; i < run.end; ++i) {
