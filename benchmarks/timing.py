@@ -262,14 +262,17 @@ def in_rounds(
 ) -> dict[Key, Series]:
     """All repeats of all subjects; each takes its turn of `seconds` in every round.
 
-    No round begins `limit` seconds after the first one did, except for the second.
+    Every round begins with another subject. No round begins `limit` seconds after the first one
+    did, except for the second.
     """
     result = {key: Series() for key in samplers}
     began = time.monotonic()
     for number in range(rounds):
         if number >= 2 and time.monotonic() - began > limit:
             break
-        for key in samplers:
+        keys = list(samplers)
+        first = number % max(len(keys), 1)
+        for key in keys[first:] + keys[:first]:
             progress(f"round {number + 1}/{rounds}: {' '.join(key)}")
             part = samplers[key].sample(seconds)
             result[key].add(part)
