@@ -28,7 +28,7 @@ VARIANTS=(
 # What variants and profiles are taken of.
 VARIANT_WORKLOADS=(2d-batch 2d-k64 2d-k200 2d-k1000 random-ids clip volume-large embryo-clouds small)
 PROFILED=(2d-batch random-ids 2d-k1000 embryo-clouds)
-# What is measured beside all baselines: float32 first, then one in bfloat16.
+# What is measured beside all baselines in float32, after one in bfloat16.
 MEASURED=(
   small 2d-batch 2d-k64 2d-k200 2d-k1000 random-ids clip volume-large volume-k10000 embryo-clouds
 )
@@ -66,7 +66,10 @@ MAX_JOBS=${MAX_JOBS:-$(nproc)}
 export MAX_JOBS
 PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 export PYTHONPATH
-COMMIT=${COMMIT:-$(git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)}
+if [ -z "${COMMIT:-}" ]; then
+  COMMIT=$(git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
+  [ -z "$(git status --porcelain --untracked-files=no 2>/dev/null)" ] || COMMIT+=", modified"
+fi
 logs=$out/logs
 log=/dev/null
 failed=0 # steps of the stage
@@ -175,7 +178,7 @@ stage_variants() {
 stage_profile() {
   local ncu name report
   ncu=$(tool ncu)
-  [ "$ncu" ] || { echo "left out: there is no ncu" && return; }
+  [ "$ncu" ] || { missing "there is no ncu" && return; }
   for name in "${PROFILED[@]}"; do
     report=$out/$stem-$name.ncu-rep
     step "$ncu" --clock-control none --set full --kernel-name-base mangled \

@@ -95,11 +95,12 @@ class Series:
         return result
 
     def add(self, part: Series) -> None:
-        """The repeats of another turn; queued only if all were."""
+        """More repeats. Those that were queued are not mixed with those that cannot be."""
+        if self.queued and not part.queued:
+            self.times, self.host = [], []
         self.times += part.times
         self.host += part.host
-        if part.queued is not None:
-            self.queued = part.queued if self.queued is None else self.queued and part.queued
+        self.queued = part.queued
 
 
 class Sampler(Protocol):
@@ -157,15 +158,13 @@ class CudaSampler:
         self._waits = False  # the call itself waits for the device
 
     def sample(self, seconds: float) -> Series:
-        series = Series(queued=True)
+        series = Series()
         with self._work.around():
             self._first()
             end = time.perf_counter() + seconds
             while not series.times or time.perf_counter() < end:
                 device, host = self._once()
-                series.times.append(device)
-                series.host.append(host)
-        series.queued = not self._waits
+                series.add(Series([device], [host], queued=not self._waits))
         return series
 
     def _first(self) -> None:

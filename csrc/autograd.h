@@ -42,6 +42,9 @@ class Autograd : public torch::autograd::Function<Autograd<kNamespace>> {
                              double delta_var, double delta_dist, double alpha, double beta,
                              double gamma, int64_t norm, at::IntArrayRef ignore_labels,
                              bool squeeze) {
+    TORCH_CHECK_NOT_IMPLEMENTED(!embeddings._fw_grad(0).defined(), kNamespace,
+                                "::forward has no forward-mode derivative: call "
+                                "discriminative_loss, which has, uncompiled");
     if (!at::GradMode::is_enabled() || !embeddings.requires_grad()) {
       return below_autograd(embeddings, labels, offsets, std::move(max_instances), delta_var,
                             delta_dist, alpha, beta, gamma, norm, ignore_labels, squeeze);

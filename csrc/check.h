@@ -27,7 +27,7 @@ inline void check_labels_dtype(const at::Tensor& labels) {
                        dtype == at::kUInt16,
                    "labels: expected a tensor of dtype bool, int8, int16, int32, int64, uint8 or "
                    "uint16, got ",
-                   dtype);
+                   dtype, at::isFloatingType(dtype) ? ": labels.long() makes ids of it" : "");
 }
 
 inline void check_same_device(const char* name, const at::Tensor& tensor, const char* other_name,

@@ -1,4 +1,4 @@
-"""Build facts of the compiled module; importing it registers the ops."""
+"""The compiled module; importing it registers the ops."""
 
 from collections.abc import Callable
 

@@ -1,5 +1,19 @@
 """Fused discriminative loss for instance embeddings, for CPU and CUDA tensors."""
 
+from pathlib import Path
+
+import torch
+
+try:
+    from . import _C  # noqa: F401  (registers the ops)
+except ImportError as error:
+    raise ImportError(
+        f"discloss_cuda: the compiled module in {Path(__file__).parent} cannot be imported beside "
+        f"torch {torch.__version__}: {error}. In a checkout, build it (python setup.py build_ext "
+        "--inplace) or run from another folder; after torch has changed, install discloss_cuda "
+        "again."
+    ) from error
+
 from . import reference
 from ._ops import DiscriminativeLossFunction
 from .functional import discriminative_loss, discriminative_loss_packed

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -126,13 +127,18 @@ def accumulate_dtype(embeddings: Tensor) -> torch.dtype:
 
 
 def _fake_forward(
+    check: Callable[..., None],
     embeddings: Tensor,
     labels: Tensor,
     offsets: Tensor | None,
     max_instances: int,
-    *_: object,
+    *numbers: Any,
     squeeze: bool = False,
 ) -> tuple[Tensor, ...]:
+    sizes = (*embeddings.shape, *labels.shape, max_instances)
+    if offsets is None and all(type(size) is int for size in sizes):  # else not known yet
+        delta_var, delta_dist, _, _, _, norm, _ = numbers
+        check(embeddings, labels, None, max_instances, delta_var, delta_dist, norm)
     images = embeddings.shape[0] if offsets is None else offsets.shape[0] - 1
     accumulate = accumulate_dtype(embeddings)
     per_image = () if squeeze and images == 1 else (images,)
@@ -161,11 +167,12 @@ def _fake_batch_offsets(batch: Tensor, batch_size: int) -> Tensor:
 def bind(namespace: str) -> Ops:
     """Give the ops of a namespace fake kernels and batching rules, and backward its gradient."""
     library = torch.library
-    library.register_fake(f"{namespace}::forward", _fake_forward)
+    ops = getattr(torch.ops, namespace)
+    fake_forward = functools.partial(_fake_forward, ops.check_forward.default)
+    library.register_fake(f"{namespace}::forward", fake_forward)
     library.register_fake(f"{namespace}::backward", _fake_backward)
     library.register_fake(f"{namespace}::count_instances", _fake_count_instances)
     library.register_fake(f"{namespace}::batch_offsets", _fake_batch_offsets)
-    ops = getattr(torch.ops, namespace)
     backward = ops.backward.default
     library.register_autograd(
         f"{namespace}::backward", _backward_second, setup_context=_save_second
@@ -283,14 +290,14 @@ def apply(
     under_func = torch._C._are_functorch_transforms_active()
     compiling = torch.compiler.is_compiling()
     results: Sequence[Tensor]
-    if under_func or forward_ad._current_level >= 0:
-        if under_func if compiling else forward_ad._current_level >= 0:
-            slots = _current.forward(embeddings.detach(), *arguments)[NUM_TERMS]
-            return _reference_terms(embeddings, slots, offsets, max_instances, parameters)[:count]
-        if under_func:
-            results = DiscriminativeLossFunction.apply(embeddings, *arguments)  # type: ignore[no-untyped-call]
-            return results[:count]
-    if compiling or type(max_instances) is not int or has_torch_function((embeddings, labels)):
+    if forward_ad._current_level >= 0 or (compiling and under_func):
+        slots = _current.forward(embeddings.detach(), *arguments)[NUM_TERMS]
+        return _reference_terms(embeddings, slots, offsets, max_instances, parameters)[:count]
+    if under_func:
+        results = DiscriminativeLossFunction.apply(embeddings, *arguments)  # type: ignore[no-untyped-call]
+        return results[:count]
+    overridden = has_torch_function((embeddings, labels, offsets))
+    if compiling or overridden or type(max_instances) is not int:
         results = _current.forward(embeddings, *arguments, squeeze=squeeze)
         return results[:count]
     results = _current.terms(count, embeddings, *arguments, squeeze)

@@ -19,7 +19,12 @@ if TYPE_CHECKING:
 
 __all__ = ["discriminative_loss", "discriminative_loss_packed"]
 
+CUDA_IS_MISSING = (
+    ". The CUDA backend is built where nvcc is found: install the CUDA toolkit and reinstall with "
+    "FORCE_CUDA=1 pip install ."
+)
 REDUCTIONS = ("none", "mean", "sum")
+MOST_INSTANCES = 2**31 - 1  # slots are int32
 GRAD_SCALES = ("exact", "ddp")
 
 
@@ -328,6 +333,8 @@ def _offsets(
             f"batch: expected shape [N_total] = {list(labels.shape)}, got {list(batch.shape)}"
         )
     if batch_size is None:
+        if batch.is_meta:
+            raise ValueError("batch_size: expected an int for meta tensors, got None")
         batch_size = int(batch[-1]) + 1 if batch.numel() else 0
     size = _check_size("batch_size", batch_size)
     result: Tensor = _ops.current().batch_offsets(batch, size)
@@ -396,7 +403,10 @@ def check_max_instances(max_instances: int | None) -> int | None:
     """``max_instances`` as it is, or an error."""
     if max_instances is None:
         return None
-    return _check_size("max_instances", max_instances)
+    size = _check_size("max_instances", max_instances)
+    if type(size) is int and size > MOST_INSTANCES:
+        raise ValueError(f"max_instances: expected a number from 0 to {MOST_INSTANCES}, got {size}")
+    return size
 
 
 def _check_size(name: str, size: int) -> int:
@@ -445,8 +455,8 @@ def _check_inputs(embeddings: Tensor, labels: Tensor) -> None:
     if device.type not in supported and device.type != "meta":
         raise ValueError(
             f"embeddings: expected a tensor on {' or '.join(supported)}, the backends of this "
-            f"build of discloss_cuda, got one on {device}. The CUDA backend is built where nvcc is "
-            "found: install the CUDA toolkit and reinstall with FORCE_CUDA=1 pip install ."
+            f"build of discloss_cuda, got one on {device}"
+            + (CUDA_IS_MISSING if device.type == "cuda" else "")
         )
     _check_device("labels", labels, "embeddings", embeddings)
 

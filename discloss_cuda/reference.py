@@ -64,8 +64,8 @@ def discriminative_loss(
 
     Args:
         embeddings: ``[B, D, *spatial]``, float16, bfloat16, float32 or float64.
-        labels: ``[B, *spatial]`` or ``[B, 1, *spatial]``, bool or any integer dtype; ids compare
-            as int64 values.
+        labels: ``[B, *spatial]`` or ``[B, 1, *spatial]``, bool, uint8, uint16 or a signed integer;
+            ids compare as int64 values.
         delta_var: radius within which a pixel is not pulled to its mean.
         delta_dist: two means are pushed apart when closer than ``2 * delta_dist``.
         alpha: weight of the variance (pull) term.
@@ -144,7 +144,7 @@ def discriminative_loss_packed(
 
     Args:
         embeddings: ``[N_total, D]``, float16, bfloat16, float32 or float64.
-        labels: ``[N_total]``, bool or any integer dtype.
+        labels: ``[N_total]``, bool, uint8, uint16 or a signed integer.
         offsets: ``[B + 1]``, from 0 to N_total, not decreasing: cloud b is
             ``offsets[b]:offsets[b + 1]``. Give this or ``batch``.
         batch: ``[N_total]``, the cloud of each point, sorted.

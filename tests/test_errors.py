@@ -188,7 +188,7 @@ DENSE = {
         labels(2, 3, 5, dtype=torch.float32),
         TypeError,
         "labels: expected a tensor of dtype bool, int8, int16, int32, int64, uint8 or uint16, "
-        "got Float",
+        "got Float: labels.long() makes ids of it",
     ),
     "uint32 labels": (
         labels(2, 3, 5, dtype=torch.uint32),
@@ -227,6 +227,11 @@ DENSE = {
         lambda device: {"max_instances": 2**31},
         ValueError,
         "max_instances: expected a number from 0 to 2147483647, got 2147483648",
+    ),
+    "far too many instances asked for": (
+        lambda device: {"max_instances": 2**63},
+        ValueError,
+        "max_instances: expected a number from 0 to 2147483647, got 9223372036854775808",
     ),
     "labels elsewhere": (
         lambda device: {"labels": torch.zeros(2, 3, 5, dtype=torch.int64, device="meta")},
@@ -331,7 +336,7 @@ PACKED = {
         labels(6, dtype=torch.float64),
         TypeError,
         "labels: expected a tensor of dtype bool, int8, int16, int32, int64, uint8 or uint16, "
-        "got Double",
+        "got Double: labels.long() makes ids of it",
     ),
 }
 
@@ -435,12 +440,30 @@ def test_device_without_backend(device_type: str) -> None:
         with raises(
             ValueError,
             "embeddings: expected a tensor on cpu, the backends of this build of discloss_cuda, "
-            f"got one on {device_type}:0. ",
+            f"got one on {device_type}:0",
         ) as caught:
             discriminative_loss(**arguments)
-        assert "FORCE_CUDA=1 pip install ." in str(caught.value)
+        assert ("FORCE_CUDA=1 pip install ." in str(caught.value)) == (device_type == "cuda")
         with raises(ValueError, "embeddings: expected a tensor on cpu, "):
             discriminative_loss_packed(**packed(torch.device(device_type, 0)))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [case for name, case in DENSE.items() if "elsewhere" not in name],
+    ids=[name for name in DENSE if "elsewhere" not in name],
+)
+def test_tensors_without_values_are_checked_too(
+    change: Change, error: type[Exception], message: str
+) -> None:
+    meta = torch.device("meta")
+    with raises(error, message):
+        discriminative_loss(**{**dense(meta), **change(meta)})
+
+
+def test_meta_tensors_by_batch_need_their_number() -> None:
+    with raises(ValueError, "batch_size: expected an int for meta tensors, got None"):
+        discriminative_loss_packed(**packed_by_batch(torch.device("meta")) | {"batch_size": None})
 
 
 def test_built_backends_are_named() -> None:

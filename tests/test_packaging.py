@@ -41,10 +41,24 @@ def test_build_facts() -> None:
     assert bool(_C.cuda_version) == bool(_C.cuda_architectures) == _C.with_cuda
 
 
-def test_stub_lists_the_build_facts() -> None:
+def test_stub_lists_what_the_module_has() -> None:
     stub = ast.parse((ROOT / "discloss_cuda" / "_C.pyi").read_text())
-    listed = {ast.unparse(node.target) for node in stub.body if isinstance(node, ast.AnnAssign)}
+    facts = {ast.unparse(node.target) for node in stub.body if isinstance(node, ast.AnnAssign)}
+    listed = facts | {node.name for node in stub.body if isinstance(node, ast.ClassDef)}
     assert listed == {name for name in vars(_C) if not name.startswith("__")}
+
+
+def test_missing_compiled_module_is_explained(tmp_path: Path) -> None:
+    """What a checkout that has not been built, or another torch, leads to."""
+    shutil.copytree(
+        ROOT / "discloss_cuda", tmp_path / "discloss_cuda", ignore=shutil.ignore_patterns("*.so")
+    )
+    command = [sys.executable, "-m", "discloss_cuda"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode != 0
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith(f"ImportError: discloss_cuda: the compiled module in {tmp_path}")
+    assert "build_ext --inplace" in last
 
 
 def test_printed_facts() -> None:

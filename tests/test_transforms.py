@@ -6,11 +6,12 @@ import concurrent.futures
 import copy
 import io
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 from torch.torch_version import TorchVersion
 
@@ -112,6 +113,21 @@ def test_whoever_overrides_functions_sees_the_op(device: torch.device, return_te
     for a, b, c in zip(direct, through_mode, through_subclass, strict=True):
         assert torch.equal(a, b)
         assert torch.equal(a, c.as_subclass(Tensor))
+
+
+@pytest.mark.parametrize("overriding", ["embeddings", "labels", "offsets"])
+def test_each_tensor_may_override_functions(device: torch.device, overriding: str) -> None:
+    tensors = {
+        "embeddings": torch.randn(6, 4, device=device),
+        "labels": torch.tensor([0, 0, 1, 1, 2, 2], device=device),
+        "offsets": torch.tensor([0, 4, 6], device=device),
+    }
+    expected = discriminative_loss_packed(**tensors, max_instances=2)
+    tensors[overriding] = tensors[overriding].as_subclass(Subclass)
+    Subclass.seen.clear()
+    loss = discriminative_loss_packed(**tensors, max_instances=2)
+    assert _ops.current().forward in Subclass.seen
+    assert torch.equal(loss.as_subclass(Tensor), expected)
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -265,6 +281,18 @@ def test_forward_mode(device: torch.device) -> None:
     assert torch.autograd.gradcheck(
         lambda x: discriminative_loss(x, labels), x, check_forward_ad=True, check_backward_ad=False
     )
+
+
+def test_a_tangent_is_never_dropped(device: torch.device) -> None:
+    """The op, which has no forward-mode derivative, says so instead of returning a constant."""
+    x, labels = _inputs(device)
+    arguments = (labels, None, 4, *NUMBERS, [])
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x.detach(), torch.ones_like(x))
+        with pytest.raises(NotImplementedError, match="forward has no forward-mode derivative"):
+            _ops.current().forward(dual, *arguments)
+        with pytest.raises(NotImplementedError, match="forward has no forward-mode derivative"):
+            _ops.current().terms(1, dual, *arguments, False)
 
 
 def test_batched_upstream_gradients(device: torch.device) -> None:
@@ -423,8 +451,25 @@ def test_functional_call_and_make_fx(device: torch.device) -> None:
     step(x.detach(), labels).backward()
     expected = {name: value.grad for name, value in step.named_parameters()}
     torch.testing.assert_close(torch.func.grad(loss)(parameters), expected)
-    traced = torch.fx.experimental.proxy_tensor.make_fx(torch.func.grad(loss))(parameters)
-    torch.testing.assert_close(traced(parameters), expected)
+    make_fx = torch.fx.experimental.proxy_tensor.make_fx
+    torch.testing.assert_close(make_fx(torch.func.grad(loss))(parameters)(parameters), expected)
+    leaves = {name: value.requires_grad_() for name, value in parameters.items()}
+    found = torch.autograd.grad(loss(leaves), list(leaves.values()))
+    torch.testing.assert_close(dict(zip(leaves, found, strict=True)), expected)
+
+
+@pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
+def test_make_fx_finds_the_op(
+    device: torch.device, mode: Literal["real", "fake", "symbolic"]
+) -> None:
+    x, labels = _inputs(device)
+
+    def loss(x: Tensor, labels: Tensor) -> Any:
+        return discriminative_loss(x, labels, max_instances=4)
+
+    traced = torch.fx.experimental.proxy_tensor.make_fx(loss, tracing_mode=mode)(x, labels)
+    assert _ops.current().forward in {node.target for node in traced.graph.nodes}
+    torch.testing.assert_close(traced(2 * x, labels), loss(2 * x, labels))
 
 
 def test_checkpoint_and_saved_tensor_hooks(device: torch.device) -> None:
