@@ -24,6 +24,8 @@ VARIANTS=(
   "two-blocks -DDISCLOSS_BLOCKS_PER_MULTIPROCESSOR=2"
   "four-blocks -DDISCLOSS_BLOCKS_PER_MULTIPROCESSOR=4"
   "dependent-launches -DDISCLOSS_DEPENDENT_LAUNCHES=1"
+  "two-blocks-share -DDISCLOSS_LEAST_BLOCKS_THAT_SHARE=2"
+  "small-by-phases -DDISCLOSS_SMALL_BATCHES_AT_ONCE=0"
 )
 # What variants and profiles are taken of.
 VARIANT_WORKLOADS=(2d-batch 2d-k64 2d-k200 2d-k1000 random-ids clip volume-large embryo-clouds small)

@@ -62,18 +62,23 @@ def filled_memory() -> Iterator[None]:
 @pytest.fixture(params=_DEVICES)
 def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
     """Where the tensors go. With "cuda_emulated" that is the CPU, and the ops are the kernels of
-    csrc/cuda run by the emulator, under the same Python."""
-    if request.param == "cuda_emulated":
+    csrc/cuda run by the emulator, under the same Python; "cuda_emulated_sm8" and "_sm9" choose
+    whether that device has clusters, which the seed does otherwise."""
+    if request.param.startswith("cuda_emulated"):
         import emulator
 
         from discloss_cuda import _ops
 
         ops = request.getfixturevalue("emulated_ops")
         # Another order of threads for every test and seed. On one multiprocessor a block visits
-        # many tiles, on four there are many blocks. Also repairs a device whose kernel failed in
-        # another test.
+        # many tiles, on four there are many blocks; with clusters a small batch is one launch.
+        # Also repairs a device whose kernel failed in another test.
         seed = zlib.crc32(request.node.nodeid.encode()) + request.config.getoption("--seed")
-        emulator.device().configure(seed=seed, multiprocessors=1 if seed % 2 else 4)
+        emulator.device().configure(
+            seed=seed,
+            compute_capability=int(request.param.partition("_sm")[2] or 8 + seed // 2 % 2),
+            multiprocessors=1 if seed % 2 else 4,
+        )
         with _ops.use(ops), filled_memory():
             yield torch.device("cpu")
         return

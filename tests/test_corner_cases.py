@@ -250,6 +250,25 @@ def test_nan_reaches_the_gradient_through_each_term(
     assert grad[1].isfinite().all()
 
 
+@pytest.mark.parametrize("channel", [0, 15])
+@pytest.mark.parametrize("values", [[torch.nan], [torch.inf], [torch.inf, torch.inf]])
+def test_means_that_are_not_finite_meet_all_others(
+    device: torch.device, values: list[float], channel: int
+) -> None:
+    """However far apart the means are: in one channel they are NaN, or both infinite."""
+    labels = torch.arange(60, device=device)[None] // 10
+    x = torch.zeros(1, 16, 60, device=device)
+    x[0, 1] = 100.0 * labels[0]
+    for instance, value in enumerate(values):
+        x[0, channel, 10 * instance] = value
+    expected: Any = reference.discriminative_loss(x, labels, return_terms=True)
+    # A small batch, and one that has room for too many instances to be small.
+    for max_instances in (6, 600):
+        terms = discriminative_loss(x, labels, return_terms=True, max_instances=max_instances)
+        assert terms.distance.isnan() == (values != [torch.inf])
+        torch.testing.assert_close(terms.distance, expected.distance, equal_nan=True)
+
+
 @pytest.mark.parametrize("norm", [1, 2])
 def test_a_nan_where_no_hinge_is_open(device: torch.device, norm: int) -> None:
     """Nothing else asks for the pull: it must not be left out."""

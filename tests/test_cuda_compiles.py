@@ -38,8 +38,12 @@ REQUIRED = {
 # Ids enter a table by compare-and-swap and a list by an integer sum; nothing else is atomic.
 # Atomics on global memory are ATOM, ATOMG, RED and REDG, on shared memory ATOMS.
 ATOMIC = r"(ATOM|RED)[GS]?\."
-KERNELS_OF_IDS = {"insert_ids_kernel", "insert_ignored_kernel"}
+KERNELS_OF_IDS = {"insert_ids_kernel", "insert_ignored_kernel", "small_forward_kernel"}
 ATOMICS_OF_IDS = r"ATOMG\.E\.(CAS\.64|ADD)(\.STRONG\.GPU)?"
+
+# What the kernel writes itself is not read through the cache for constants.
+READ_ONLY = r"LDG\.(\w+\.)*CONSTANT"
+KERNELS_OF_PHASES = {"small_forward_kernel"}
 
 # A kernel that may come early waits for the one ahead before it touches memory that a kernel may
 # have written. Its own arguments lie elsewhere (LDC, ULDC).
@@ -71,6 +75,8 @@ def check_instructions(name: str, opcodes: list[str]) -> None:
     atomics = {opcode for opcode in opcodes if re.match(ATOMIC, opcode)}
     surplus = {opcode for opcode in atomics if not re.fullmatch(allowed, opcode)}
     assert surplus == set(), f"{name} has atomics"
+    stale = {opcode for opcode in opcodes if re.match(READ_ONLY, opcode)}
+    assert name not in KERNELS_OF_PHASES or stale == set(), f"{name} reads constants"
 
 
 def check_waits_first(name: str, opcodes: list[str]) -> None:
@@ -157,6 +163,7 @@ def test_complaint_of_the_compiler_is_an_error(
         ("push_in_registers_kernel", WIDE + "atomicAdd(tile, sum); x[i] = tile[i];", "ATOMS.CAS"),
         ("push_kernel", "x[i] = atomicExch(y, 1.0f);", "ATOM.*EXCH"),
         ("insert_ids_kernel", "atomicAdd(x, 1.0f);", "RED"),
+        ("small_forward_kernel", "x[i] = __ldg(y + i);", "CONSTANT"),
     ],
 )
 @pytest.mark.parametrize("architecture", [80, 90])

@@ -40,15 +40,20 @@ def test_run_to_run(kind: str, device: torch.device) -> None:
 
 
 @pytest.mark.emulated
+@pytest.mark.parametrize("compute_capability", [8, 9])
 @pytest.mark.parametrize("kind", ["cells", "random"])
-def test_any_order_of_threads_and_blocks(kind: str, emulated_ops: _ops.Ops) -> None:
+def test_any_order_of_threads_and_blocks(
+    kind: str, compute_capability: int, emulated_ops: _ops.Ops
+) -> None:
     embeddings, labels = _inputs(kind, torch.device("cpu"))
     device = emulator.device()
     first: list[Tensor] = []
     try:
         with _ops.use(emulated_ops):
             for seed in range(5):
-                device.configure(seed=seed, resident_blocks=1 + seed)
+                device.configure(
+                    seed=seed, compute_capability=compute_capability, resident_blocks=1 + seed
+                )
                 results = _everything(embeddings, labels)
                 first = first or results
                 for ours, expected in zip(results, first, strict=True):

@@ -47,9 +47,19 @@ from numpy.typing import NDArray
     TRAP,
 ) = range(19)
 
+(
+    NO_MISTAKE,
+    NO_CLUSTER_BARRIER_BEFORE_READ,
+    NO_CLUSTER_BARRIER_BEFORE_REUSE,
+    READ_OF_ANOTHER_CLUSTER,
+    WAIT_WITHOUT_ARRIVAL,
+    TWO_ARRIVALS,
+    BLOCK_BARRIER_INSTEAD,
+) = range(7)
+
 # cudaError_t
 SUCCESS, INVALID_VALUE, INVALID_CONFIGURATION = 0, 1, 9
-INVALID_RESOURCE_HANDLE, LAUNCH_FAILURE = 400, 719
+INVALID_RESOURCE_HANDLE, LAUNCH_FAILURE, INVALID_CLUSTER_SIZE = 400, 719, 912
 
 SEEDS = range(40)
 
@@ -173,6 +183,60 @@ def test_last_block_sees_all_others(device: Emulator) -> None:
         )
         assert error == SUCCESS
         assert counts.tolist() == [64] * 7 + [7 * 64]
+
+
+def run_cluster(
+    device: Emulator, mistake: int = NO_MISTAKE, *, blocks: int = 12, cluster: int = 4
+) -> int:
+    """The error of the launch; where there is none, the sums are right."""
+    numbers, sums = np.zeros(blocks, np.int32), np.zeros(blocks, np.int32)
+    error = device.library.sample_cluster(
+        pointer(numbers, c_int),
+        pointer(sums, c_int),
+        c_int(blocks),
+        c_int(cluster),
+        c_int(mistake),
+    )
+    if error == SUCCESS:
+        of_cluster = np.arange(blocks).reshape(-1, cluster).sum(1)
+        np.testing.assert_array_equal(sums, np.repeat(2 * of_cluster + cluster, cluster))
+    return int(error)
+
+
+@pytest.mark.parametrize("resident_blocks", [1, 6])
+def test_blocks_of_a_cluster_wait_for_each_other(device: Emulator, resident_blocks: int) -> None:
+    for seed in SEEDS:
+        device.configure(seed=seed, resident_blocks=resident_blocks)
+        assert run_cluster(device) == SUCCESS, device.last_message
+
+
+@pytest.mark.parametrize(
+    ("mistake", "message"),
+    [
+        (NO_CLUSTER_BARRIER_BEFORE_READ, "race: "),
+        (NO_CLUSTER_BARRIER_BEFORE_REUSE, "race: "),
+        (READ_OF_ANOTHER_CLUSTER, "race: "),
+        (WAIT_WITHOUT_ARRIVAL, "without having arrived"),
+        (TWO_ARRIVALS, "arrives twice"),
+        (BLOCK_BARRIER_INSTEAD, "deadlock: "),
+    ],
+)
+def test_mistake_of_a_cluster_fails_the_launch(
+    device: Emulator, mistake: int, message: str
+) -> None:
+    for seed in SEEDS:
+        device.configure(seed=seed, resident_blocks=12)
+        assert run_cluster(device, mistake) == LAUNCH_FAILURE
+        assert message in device.last_message
+        assert "sample_kernels.cu:" in device.last_message
+
+
+def test_limits_of_a_cluster(device: Emulator) -> None:
+    assert run_cluster(device, blocks=8, cluster=8) == SUCCESS
+    assert run_cluster(device, blocks=9, cluster=9) == INVALID_CLUSTER_SIZE
+    assert run_cluster(device, blocks=9, cluster=4) == INVALID_CLUSTER_SIZE
+    device.configure(compute_capability=8)
+    assert run_cluster(device) == INVALID_VALUE
 
 
 def test_hash_table_by_compare_and_swap(device: Emulator) -> None:

@@ -29,10 +29,15 @@ EMULATED = ("image_d16", "volume_d8", "d17", "lines_d2", "norm1_d1", "clouds_d3"
 def _combinations() -> list[Any]:
     everywhere = [("cpu", name) for name in (*DENSE, *PACKED)]
     everywhere += [("cuda", name) for name in (*DENSE, *PACKED)]
-    chosen = everywhere + [("cuda_emulated", name) for name in EMULATED]
+    emulated = [(f"cuda_emulated_sm{n}", name) for n in (8, 9) for name in EMULATED]
     return [
-        pytest.param(*pair, dtype, id=f"{'-'.join(pair)}-{dtype}")
-        for pair in chosen
+        pytest.param(
+            *pair,
+            dtype,
+            id=f"{'-'.join(pair)}-{dtype}",
+            marks=[pytest.mark.emulated] if pair in emulated else [],
+        )
+        for pair in everywhere + emulated
         for dtype in DTYPES
     ]
 

@@ -76,9 +76,7 @@ __global__ void __launch_bounds__(128, 4)
   for (int64_t d = lane; d < all.channels; d += 32) {
     sum = Norm<kNorm>::accumulate(sum, mean[d]);
   }
-  for (int offset = 16; offset > 0; offset /= 2) {
-    sum += __shfl_xor_sync(0xffffffffu, sum, offset);
-  }
+  sum = warp_sum(sum);
   const accscalar_t mean_scale = Norm<kNorm>::scale(accscalar_t(1), Norm<kNorm>::finish(sum));
   const Weights w = upstream_weights<accscalar_t>(weights, upstreams, image);
   for (int64_t d = lane; d < all.channels; d += 32) {

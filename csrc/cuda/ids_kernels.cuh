@@ -1,6 +1,6 @@
 // Arbitrary int64 ids -> slots 0..K-1, the rank of an id among those of its image.
 //
-// Phases, one kernel each:
+// Phases:
 //   1. insert_ignored  the ignored ids enter the hash table of every image, marked
 //   2. insert_ids      all other ids enter it, each once, and a list in order of arrival
 //   3. rank_ids        the rank of each listed id, by counting the smaller ones, becomes its slot
@@ -8,7 +8,8 @@
 // Arrival order differs from run to run, ranks do not: nothing after phase 3 depends on the order
 // of threads.
 //
-// Every phase needs the one before it to be complete: a kernel boundary.
+// Every phase needs the one before it to be complete: each is a kernel, or lies between barriers of
+// all blocks (small_kernels.cuh).
 #pragma once
 
 #include "launch.h"
@@ -101,17 +102,17 @@ __device__ inline int32_t find_slot(const IdTable& table, int64_t image, int64_t
   const Key key = static_cast<Key>(id);
   int64_t entry = first_entry(key, table.capacity);
   if (key != kEmptyKey) {
-    while (__ldg(keys + entry) != key) {
+    while (keys[entry] != key) {
       entry = (entry + 1) & (table.capacity - 1);
     }
   }
-  const int32_t slot = __ldg(table.slots + image * (table.capacity + 1) + entry);
+  const int32_t slot = table.slots[image * (table.capacity + 1) + entry];
   return slot < 0 ? kIgnoredPixel : slot;
 }
 
 // Phase 1. A block owns images blockIdx.x, blockIdx.x + gridDim.x, ...
-__global__ void insert_ignored_kernel(IdTable table, int64_t images, IgnoredIds ignored) {
-  follow_previous_kernel();
+__device__ inline void insert_ignored(const IdTable& table, int64_t images,
+                                      const IgnoredIds& ignored) {
   for (int64_t b = blockIdx.x; b < images; b += gridDim.x) {
     for (int i = threadIdx.x; i < ignored.count; i += blockDim.x) {
       bool inserted;
@@ -144,9 +145,8 @@ __device__ inline void enlist(const IdTable& table, int64_t image, int64_t id, b
 
 // Phase 2. A warp reads 32 neighbouring labels, and of a run of equal ones only the first goes to
 // the table.
-__global__ void insert_ids_kernel(IdTable table, Images images, Shares shares, Labels labels,
-                                  bool must_fit) {
-  follow_previous_kernel();
+__device__ inline void insert_ids(const IdTable& table, const Images& images, const Shares& shares,
+                                  const Labels& labels, bool must_fit) {
   const int lane = threadIdx.x % 32;
   for_each_stretch(images, shares, [&](const Stretch& stretch) {
     const int64_t begin = images.begin(stretch.image);
@@ -162,43 +162,62 @@ __global__ void insert_ids_kernel(IdTable table, Images images, Shares shares, L
   });
 }
 
-// Phase 3. A warp owns one listed id, and its lanes share the others. instances [B] receives K.
-__global__ void rank_ids_kernel(IdTable table, int64_t images, int64_t* instances) {
-  follow_previous_kernel();
+// Phase 3. A warp owns one listed id, then the next, and its lanes share the others. instances [B]
+// receives K.
+__device__ inline void rank_ids(const IdTable& table, int64_t images, int64_t* instances) {
   const int lane = threadIdx.x % 32;
-  const int64_t warp = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / 32;
   const int64_t rows = table.limit > 0 ? table.limit : 1;
-  const int64_t image = warp / rows, position = warp % rows;
-  const int64_t count = image < images ? table.last[image] + 1 : 0;
-  if (image < images && position == 0 && lane == 0) {
-    instances[image] = count;
-  }
-  if (position >= count) {
-    return;  // the whole warp
-  }
-  const int64_t* ids = table.ids + image * table.limit;
-  const int64_t id = ids[position];
-  int32_t rank = 0;
-  for (int64_t first = 0; first < count; first += 32) {
-    const int64_t other = first + lane;
-    rank += __popc(__ballot_sync(0xffffffffu, other < count && ids[other] < id));
-  }
-  if (lane == 0) {
-    const int32_t entry = table.entries[image * table.limit + position];
-    table.slots[image * (table.capacity + 1) + entry] = rank;
+  for (int64_t row = first_warp(); row < images * rows; row += all_warps()) {
+    const int64_t image = row / rows, position = row % rows;
+    const int64_t count = table.last[image] + 1;
+    if (position == 0 && lane == 0) {
+      instances[image] = count;
+    }
+    const int64_t* ids = table.ids + image * table.limit;
+    const int64_t id = position < count ? ids[position] : 0;
+    int32_t rank = 0;
+    for (int64_t first = 0; position < count && first < count; first += 32) {
+      const int64_t other = first + lane;
+      rank += __popc(__ballot_sync(0xffffffffu, other < count && ids[other] < id));
+    }
+    if (position < count && lane == 0) {
+      const int32_t entry = table.entries[image * table.limit + position];
+      table.slots[image * (table.capacity + 1) + entry] = rank;
+    }
   }
 }
 
 // Phase 4. slots [pixels]
-__global__ void assign_slots_kernel(IdTable table, Images images, Shares shares, Labels labels,
-                                    int32_t* slots) {
-  follow_previous_kernel();
+__device__ inline void assign_slots(const IdTable& table, const Images& images,
+                                    const Shares& shares, const Labels& labels, int32_t* slots) {
   for_each_stretch(images, shares, [&](const Stretch& stretch) {
     const int64_t begin = images.begin(stretch.image);
     for (int64_t i = stretch.begin + threadIdx.x; i < stretch.end; i += blockDim.x) {
       slots[begin + i] = find_slot(table, stretch.image, load_label(labels, begin + i));
     }
   });
+}
+
+__global__ void insert_ignored_kernel(IdTable table, int64_t images, IgnoredIds ignored) {
+  follow_previous_kernel();
+  insert_ignored(table, images, ignored);
+}
+
+__global__ void insert_ids_kernel(IdTable table, Images images, Shares shares, Labels labels,
+                                  bool must_fit) {
+  follow_previous_kernel();
+  insert_ids(table, images, shares, labels, must_fit);
+}
+
+__global__ void rank_ids_kernel(IdTable table, int64_t images, int64_t* instances) {
+  follow_previous_kernel();
+  rank_ids(table, images, instances);
+}
+
+__global__ void assign_slots_kernel(IdTable table, Images images, Shares shares, Labels labels,
+                                    int32_t* slots) {
+  follow_previous_kernel();
+  assign_slots(table, images, shares, labels, slots);
 }
 
 // count [B] receives the number of instances that insert_ids found.

@@ -13,6 +13,7 @@
 #include "pull_kernels.cuh"
 #include "push_kernels.cuh"
 #include "shares.cuh"
+#include "small_kernels.cuh"
 #include "sums.cuh"
 #include "tile.cuh"
 
@@ -35,8 +36,11 @@ cudaError_t current_device(Device* device) {
   DISCLOSS_RETURN_IF_ERROR(cudaGetDevice(&index));
   DISCLOSS_RETURN_IF_ERROR(
       cudaDeviceGetAttribute(&device->multiprocessors, cudaDevAttrMultiProcessorCount, index));
-  DISCLOSS_RETURN_IF_ERROR(cudaDeviceGetAttribute(&device->compute_capability,
-                                                  cudaDevAttrComputeCapabilityMajor, index));
+  // Any kernel: all are compiled for the same architectures.
+  cudaFuncAttributes kernel = {};
+  DISCLOSS_RETURN_IF_ERROR(
+      cudaFuncGetAttributes(&kernel, reinterpret_cast<const void*>(read_counts_kernel)));
+  device->architecture = kernel.ptxVersion;
   DISCLOSS_RETURN_IF_ERROR(cudaDeviceGetAttribute(&device->shared_bytes,
                                                   cudaDevAttrMaxSharedMemoryPerBlockOptin, index));
   return cudaDeviceGetAttribute(&device->shared_bytes_per_multiprocessor,
@@ -51,14 +55,13 @@ struct Queue {
 };
 
 Queue queue_of(const Device& device, cudaStream_t stream) {
-  constexpr int kFirst = 9;  // compute capability
-  return {stream, DISCLOSS_DEPENDENT_LAUNCHES && device.compute_capability >= kFirst};
+  return {stream, DISCLOSS_DEPENDENT_LAUNCHES && device.architecture >= 90};
 }
 
 // Launches nothing for an empty grid. More than 48 KB of dynamic shared memory must be asked for.
 template <typename... Parameters, typename... Given>
-cudaError_t launch(void (*kernel)(Parameters...), int64_t blocks, int threads, size_t shared_bytes,
-                   const Queue& queue, Given&&... arguments) {
+cudaError_t launch_clusters(int cluster, void (*kernel)(Parameters...), int64_t blocks, int threads,
+                            size_t shared_bytes, const Queue& queue, Given&&... arguments) {
   if (blocks == 0) {
     return cudaSuccess;
   }
@@ -70,17 +73,33 @@ cudaError_t launch(void (*kernel)(Parameters...), int64_t blocks, int threads, s
   if (blocks > INT32_MAX) {
     return cudaErrorInvalidConfiguration;
   }
+  cudaLaunchAttribute attributes[2] = {};
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(static_cast<unsigned>(blocks));
   config.blockDim = dim3(static_cast<unsigned>(threads));
   config.dynamicSmemBytes = shared_bytes;
   config.stream = queue.stream;
-  cudaLaunchAttribute dependent = {};
-  dependent.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  dependent.val.programmaticStreamSerializationAllowed = 1;
-  config.attrs = &dependent;
-  config.numAttrs = queue.dependent ? 1 : 0;
+  config.attrs = attributes;
+  if (queue.dependent) {
+    cudaLaunchAttribute& dependent = attributes[config.numAttrs++];
+    dependent.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    dependent.val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (cluster > 1) {
+    cudaLaunchAttribute& clusters = attributes[config.numAttrs++];
+    clusters.id = cudaLaunchAttributeClusterDimension;
+    clusters.val.clusterDim.x = static_cast<unsigned>(cluster);
+    clusters.val.clusterDim.y = 1;
+    clusters.val.clusterDim.z = 1;
+  }
   return cudaLaunchKernelEx(&config, kernel, std::forward<Given>(arguments)...);
+}
+
+template <typename... Parameters, typename... Given>
+cudaError_t launch(void (*kernel)(Parameters...), int64_t blocks, int threads, size_t shared_bytes,
+                   const Queue& queue, Given&&... arguments) {
+  return launch_clusters(1, kernel, blocks, threads, shared_bytes, queue,
+                         std::forward<Given>(arguments)...);
 }
 
 // Hands out aligned pieces of a workspace; with a null base it only measures.
@@ -163,15 +182,21 @@ IdTable take_table(Workspace& workspace, int64_t images, int64_t limit, int64_t 
   return table;
 }
 
+// As many of them as a launch takes.
+IgnoredIds ignored_ids(const int64_t* ids, int64_t count) {
+  IgnoredIds ignored = {};
+  ignored.count = static_cast<int>(std::min<int64_t>(count, kIgnoredPerLaunch));
+  std::copy_n(ids, ignored.count, ignored.ids);
+  return ignored;
+}
+
 // Phases 1 and 2 of ids_kernels.cuh.
 cudaError_t launch_insert(const IdTable& table, size_t clear_bytes, const Images& images,
                           const Shares& shares, const Labels& labels, const int64_t* ignore_labels,
                           int64_t ignore_count, bool must_fit, const Queue& queue) {
   DISCLOSS_RETURN_IF_ERROR(cudaMemsetAsync(table.keys, 0xFF, clear_bytes, queue.stream));
   for (int64_t first = 0; first < ignore_count; first += kIgnoredPerLaunch) {
-    IgnoredIds ignored = {};
-    ignored.count = static_cast<int>(std::min<int64_t>(ignore_count - first, kIgnoredPerLaunch));
-    std::copy_n(ignore_labels + first, ignored.count, ignored.ids);
+    const IgnoredIds ignored = ignored_ids(ignore_labels + first, ignore_count - first);
     DISCLOSS_RETURN_IF_ERROR(launch(insert_ignored_kernel, std::min<int64_t>(images.count, 1024),
                                     32, 0, queue, table, images.count, ignored));
   }
@@ -198,96 +223,120 @@ cudaError_t launch_ids(const ForwardArguments& a, const Device& device, const Id
 struct ForwardWorkspace {
   IdTable table;
   size_t clear_bytes;
-  double* partial_rows;   // [blocks + B, M, D + 1]
+  double* partial_sums;   // [blocks + B, M (D + 1)]
   double* variance_sums;  // [B, M]
   double* push_sums;      // [B, M]
-  double* mean_norms;     // [B, M]
+  void* mean_norms;       // [B, M] accscalar_t
   size_t bytes;
 };
 
+template <typename accscalar_t>
 ForwardWorkspace carve_forward(const ForwardArguments& a, const SumPlan& plan, void* base) {
   Workspace workspace(base);
   ForwardWorkspace w = {};
   const int64_t images = a.batch.images.count, rows = images * a.batch.max_instances;
   w.table = take_table(workspace, images, a.batch.max_instances, a.ignore_count, &w.clear_bytes);
-  w.partial_rows = workspace.take<double>((plan.shares.blocks + images) * a.batch.max_instances *
+  w.partial_sums = workspace.take<double>((plan.shares.blocks + images) * a.batch.max_instances *
                                           (a.batch.channels + 1));
   w.variance_sums = workspace.take<double>(rows);
   w.push_sums = workspace.take<double>(rows);
-  w.mean_norms = workspace.take<double>(rows);
+  w.mean_norms = workspace.take<accscalar_t>(rows);
   w.bytes = workspace.bytes();
   return w;
 }
 
-template <typename scalar_t, int kNorm>
-cudaError_t launch_push(const ForwardArguments& a, const ForwardWorkspace& w, const Queue& queue) {
+template <typename scalar_t>
+ForwardPass<scalar_t> forward_pass(const ForwardArguments& a, const SumPlan& plan,
+                                   const ForwardWorkspace& w) {
   using accscalar_t = typename Accumulate<scalar_t>::type;
   const Batch& batch = a.batch;
+  return {plan,
+          global(static_cast<const scalar_t*>(a.embeddings), batch.strides, batch),
+          {w.partial_sums, batch.images, plan.shares, batch.max_instances, batch.channels},
+          a.slots,
+          a.instances,
+          a.counts,
+          static_cast<accscalar_t*>(a.means),
+          static_cast<accscalar_t*>(w.mean_norms),
+          static_cast<accscalar_t*>(a.pull),
+          static_cast<accscalar_t*>(a.push),
+          w.variance_sums,
+          w.push_sums,
+          a.delta_var,
+          a.delta_dist,
+          {a.alpha, a.beta, a.gamma, static_cast<accscalar_t*>(a.loss),
+           static_cast<accscalar_t*>(a.variance), static_cast<accscalar_t*>(a.distance),
+           static_cast<accscalar_t*>(a.regularization)}};
+}
+
+template <typename scalar_t, int kNorm>
+cudaError_t launch_push(const Batch& batch, const ForwardPass<scalar_t>& f, const Queue& queue) {
+  using accscalar_t = typename Accumulate<scalar_t>::type;
   const int64_t images = batch.images.count, limit = batch.max_instances;
-  const auto* means = static_cast<const accscalar_t*>(a.means);
-  auto* push = static_cast<accscalar_t*>(a.push);
-  return dispatch_channels<scalar_t, kNorm>(batch, means, [&](auto channels) {
+  return dispatch_channels<scalar_t, kNorm>(batch, f.means, [&](auto channels) {
     if constexpr (channels() > 0) {
-      return launch(push_in_registers_kernel<channels()>, images * ceil_div(limit, 32),
-                    kPassThreads, kPassThreads * sizeof(double), queue, limit, a.instances, means,
-                    a.delta_dist, push, w.push_sums, w.mean_norms);
+      using Block = PushBlock<channels()>;
+      return launch(push_in_registers_kernel<channels()>,
+                    images * ceil_div(limit, Block::kInstances), Block::kThreads,
+                    Block::kSharedBytes, queue, limit, f.instances, f.means, f.mean_norms,
+                    f.delta_dist, f.push, f.push_sums);
     } else {
-      return launch(push_kernel<accscalar_t, kNorm>, images * limit, kRowThreads,
-                    kRowThreads * (sizeof(double) + sizeof(accscalar_t)), queue, limit,
-                    batch.channels, a.instances, means, a.delta_dist, push, w.push_sums,
-                    w.mean_norms);
+      return launch(push_kernel<accscalar_t, kNorm>, ceil_div(f.rows() * 32, kRowThreads),
+                    kRowThreads, 0, queue, images, limit, batch.channels, f.instances, f.means,
+                    f.delta_dist, f.push, f.push_sums);
     }
   });
 }
 
 // Pass 2.
 template <typename scalar_t, int kNorm>
-cudaError_t launch_sum_pull(const ForwardArguments& a, const SumPlan& plan,
-                            const Global<const scalar_t*>& embeddings, const Partials& partials,
+cudaError_t launch_sum_pull(const Batch& batch, const ForwardPass<scalar_t>& f,
                             const Queue& queue) {
-  using accscalar_t = typename Accumulate<scalar_t>::type;
-  const auto* means = static_cast<const accscalar_t*>(a.means);
-  return dispatch_channels<scalar_t, kNorm>(a.batch, means, [&](auto channels) {
+  const int64_t blocks = f.plan.shares.blocks;
+  return dispatch_channels<scalar_t, kNorm>(batch, f.means, [&](auto channels) {
     if constexpr (channels() > 0) {
-      return launch(sum_pull_in_registers_kernel<scalar_t, channels()>, plan.shares.blocks,
-                    kPassThreads, plan.shared_bytes, queue, plan, embeddings, a.slots, means,
-                    a.delta_var, partials);
+      return launch(sum_pull_in_registers_kernel<scalar_t, channels()>, blocks, kPassThreads,
+                    f.plan.shared_bytes, queue, f.plan, f.embeddings, f.slots, f.means, f.delta_var,
+                    f.partials);
     } else {
-      return launch(sum_pull_kernel<scalar_t, kNorm>, plan.shares.blocks, kPassThreads,
-                    plan.shared_bytes, queue, plan, a.batch.channels, embeddings, a.slots, means,
-                    a.delta_var, partials);
+      return launch(sum_pull_kernel<scalar_t, kNorm>, blocks, kPassThreads, f.plan.shared_bytes,
+                    queue, f.plan, batch.channels, f.embeddings, f.slots, f.means, f.delta_var,
+                    f.partials);
     }
   });
 }
 
 template <typename scalar_t, int kNorm>
-cudaError_t forward_passes(const ForwardArguments& a, const SumPlan& plan,
-                           const ForwardWorkspace& w, const Queue& queue) {
+cudaError_t launch_passes(const Batch& batch, const ForwardPass<scalar_t>& f, const Queue& queue) {
   using accscalar_t = typename Accumulate<scalar_t>::type;
-  const Batch& batch = a.batch;
-  const int64_t images = batch.images.count, rows = images * batch.max_instances;
-  const auto embeddings = global(static_cast<const scalar_t*>(a.embeddings), batch.strides, batch);
-  const Partials partials = {w.partial_rows, batch.images, plan.shares, batch.max_instances,
-                             batch.channels + 1};
-  auto* means = static_cast<accscalar_t*>(a.means);
   constexpr size_t kScratch = kRowThreads * sizeof(double);
+  DISCLOSS_RETURN_IF_ERROR(launch(sum_pixels_kernel<scalar_t>, f.plan.shares.blocks, kPassThreads,
+                                  f.plan.shared_bytes, queue, f.plan, batch.channels, f.embeddings,
+                                  f.slots, f.partials));
+  DISCLOSS_RETURN_IF_ERROR(launch(reduce_means_kernel<accscalar_t, kNorm>, f.rows(), kRowThreads,
+                                  kScratch, queue, f.partials, f.counts, f.means, f.mean_norms));
+  DISCLOSS_RETURN_IF_ERROR((launch_push<scalar_t, kNorm>(batch, f, queue)));
+  DISCLOSS_RETURN_IF_ERROR((launch_sum_pull<scalar_t, kNorm>(batch, f, queue)));
+  DISCLOSS_RETURN_IF_ERROR(launch(reduce_pull_kernel<accscalar_t>, f.rows(), kRowThreads, kScratch,
+                                  queue, f.partials, f.instances, f.counts, f.pull,
+                                  f.variance_sums));
+  return launch(finish_kernel<accscalar_t>, batch.images.count, kRowThreads, kScratch, queue,
+                f.term_sums(), batch.images.count, batch.max_instances, f.instances, f.terms);
+}
 
-  DISCLOSS_RETURN_IF_ERROR(launch(sum_pixels_kernel<scalar_t>, plan.shares.blocks, kPassThreads,
-                                  plan.shared_bytes, queue, plan, batch.channels, embeddings,
-                                  a.slots, partials));
-  DISCLOSS_RETURN_IF_ERROR(launch(reduce_means_kernel<accscalar_t>, rows, kRowThreads, kScratch,
-                                  queue, partials, a.counts, means));
-  DISCLOSS_RETURN_IF_ERROR((launch_push<scalar_t, kNorm>(a, w, queue)));
-  DISCLOSS_RETURN_IF_ERROR(
-      (launch_sum_pull<scalar_t, kNorm>(a, plan, embeddings, partials, queue)));
-  DISCLOSS_RETURN_IF_ERROR(launch(reduce_pull_kernel<accscalar_t>, rows, kRowThreads, kScratch,
-                                  queue, partials, a.instances, a.counts,
-                                  static_cast<accscalar_t*>(a.pull), w.variance_sums));
-  const TermSums sums = {w.variance_sums, w.push_sums, w.mean_norms};
-  return launch(finish_kernel<accscalar_t>, images, kRowThreads, kScratch, queue, sums,
-                batch.max_instances, a.instances, a.alpha, a.beta, a.gamma,
-                static_cast<accscalar_t*>(a.loss), static_cast<accscalar_t*>(a.variance),
-                static_cast<accscalar_t*>(a.distance), static_cast<accscalar_t*>(a.regularization));
+// Ids and passes of a small batch.
+template <typename scalar_t>
+cudaError_t launch_small(const ForwardArguments& a, const ForwardPass<scalar_t>& f,
+                         const ForwardWorkspace& w, const Queue& queue) {
+  if constexpr (std::is_same_v<scalar_t, double>) {
+    return cudaErrorNotSupported;  // is_small
+  } else {
+    const auto words = static_cast<int64_t>(w.clear_bytes / sizeof(int32_t));
+    return launch_clusters(
+        kClusterBlocks, small_forward_kernel<scalar_t>, kClusterBlocks, kPassThreads,
+        std::max(f.plan.shared_bytes, kPassThreads * sizeof(double)), queue, w.table, words,
+        ignored_ids(a.ignore_labels, a.ignore_count), a.labels, f);
+  }
 }
 
 // --- backward ------------------------------------------------------------------------------------
@@ -353,8 +402,10 @@ cudaError_t forward_workspace(const ForwardArguments& arguments, size_t* bytes) 
   Device device = {};
   DISCLOSS_RETURN_IF_ERROR(current_device(&device));
   return dispatch(arguments.batch.scalar, [&](auto scalar) {
-    const SumPlan plan = plan_sums<decltype(scalar)>(device, arguments.batch);
-    *bytes = carve_forward(arguments, plan, nullptr).bytes;
+    using scalar_t = decltype(scalar);
+    using accscalar_t = typename Accumulate<scalar_t>::type;
+    const SumPlan plan = plan_sums<scalar_t>(device, arguments.batch);
+    *bytes = carve_forward<accscalar_t>(arguments, plan, nullptr).bytes;
     return cudaSuccess;
   });
 }
@@ -366,12 +417,17 @@ cudaError_t launch_forward(const ForwardArguments& arguments, void* workspace,
   DISCLOSS_RETURN_IF_ERROR(current_device(&device));
   return dispatch(batch.scalar, [&](auto scalar) {
     using scalar_t = decltype(scalar);
+    using accscalar_t = typename Accumulate<scalar_t>::type;
     const SumPlan plan = plan_sums<scalar_t>(device, batch);
-    const ForwardWorkspace w = carve_forward(arguments, plan, workspace);
+    const ForwardWorkspace w = carve_forward<accscalar_t>(arguments, plan, workspace);
+    const ForwardPass<scalar_t> f = forward_pass<scalar_t>(arguments, plan, w);
     const Queue queue = queue_of(device, stream);
+    if (is_small(device, batch) && arguments.ignore_count <= kIgnoredPerLaunch) {
+      return launch_small(arguments, f, w, queue);
+    }
     DISCLOSS_RETURN_IF_ERROR(launch_ids(arguments, device, w.table, w.clear_bytes, queue));
     return dispatch_norm(batch.norm, [&](auto norm) {
-      return forward_passes<scalar_t, norm_of(norm)>(arguments, plan, w, queue);
+      return launch_passes<scalar_t, norm_of(norm)>(batch, f, queue);
     });
   });
 }

@@ -80,20 +80,12 @@ struct Pixel {
     }
   }
 
-  __device__ __forceinline__ float sum_of_squares() const {
-    float sum = 0.0f;
-#pragma unroll
-    for (int c = 0; c < kChannels; ++c) {
-      sum = Norm<2>::accumulate(sum, values[c]);
-    }
-    return sum;
-  }
-
-  // v = x - mu in place of x; returns |v|^2. mean [D], a row of a table.
+  // v = x - mu in place of x; returns |v|^2. mean [D], a row of a table. Or some channels of them.
+  template <int kBegin = 0, int kEnd = kChannels>
   __device__ __forceinline__ float subtract(const float* mean) {
     float sum = 0.0f;
 #pragma unroll
-    for (int c = 0; c < kChannels; c += 4) {
+    for (int c = kBegin; c < kEnd; c += 4) {
       const auto part = load_vector<Vector<float>>(mean + c);
 #pragma unroll
       for (int e = 0; e < 4; ++e) {

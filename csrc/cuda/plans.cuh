@@ -7,6 +7,7 @@
 #include "launch.h"
 #include "portability.cuh"
 #include "shares.cuh"
+#include "small_kernels.cuh"
 #include "sums.cuh"
 #include "tile.cuh"
 
@@ -20,6 +21,13 @@ namespace discloss::cuda {
 #define DISCLOSS_PIXELS_IN_REGISTERS 1  // 0: all channel counts through tiles in shared memory
 #endif
 
+#ifndef DISCLOSS_LEAST_BLOCKS_THAT_SHARE
+#define DISCLOSS_LEAST_BLOCKS_THAT_SHARE 1  // of a multiprocessor, its memory for their sums
+#endif
+#ifndef DISCLOSS_SMALL_BATCHES_AT_ONCE
+#define DISCLOSS_SMALL_BATCHES_AT_ONCE 1  // 0: a launch a phase for them too
+#endif
+
 constexpr int kMaxTilePixels = 512;
 constexpr int kMaxTileChannels = 64;
 constexpr size_t kTileBytes = DISCLOSS_TILE_KILOBYTES * 1024;
@@ -28,11 +36,14 @@ constexpr int kIdBlocksPerMultiprocessor = 6;
 constexpr int64_t kMinSharePixels = kPassThreads;
 constexpr int64_t kMaxSharePixels = 1 << 30;
 constexpr int64_t kMinPartialBytes = 1 << 20;
+constexpr int64_t kSmallPixels = 1 << 14, kSmallValues = 1 << 18, kSmallRows = 1 << 9,
+                  kSmallImages = 1 << 5;
 
 struct Device {
   int multiprocessors;
-  int compute_capability;               // its first number
-  int shared_bytes;                     // the most a block may ask for
+  int architecture;  // that the kernels it runs were compiled for, 90 for sm_90: may be less than
+                     // its own, where it compiles PTX
+  int shared_bytes;  // the most a block may ask for
   int shared_bytes_per_multiprocessor;  // for all blocks that are resident
 };
 
@@ -68,13 +79,28 @@ inline Shares plan_shares(int64_t total, int64_t blocks) {
   return shares;
 }
 
-// The most blocks that the sets of partial rows may cost: what the gradient, which is not there
+// The most blocks that the sets of partial sums may cost: what the gradient, which is not there
 // yet, will take; a quarter of it where they are cleared as a whole. Every image has one set in any
 // case.
 inline int64_t affordable_blocks(int64_t set_bytes, int64_t embedding_bytes, int64_t images,
                                  bool cleared) {
   const int64_t allowed = std::max(kMinPartialBytes, embedding_bytes / (cleared ? 4 : 1));
   return std::max(allowed / std::max<int64_t>(set_bytes, 1) - images, std::max<int64_t>(images, 1));
+}
+
+// The blocks that a multiprocessor has shared memory for.
+inline int64_t blocks_in_shared_memory(const Device& device, size_t bytes_of_a_block) {
+  return static_cast<int64_t>(static_cast<size_t>(device.shared_bytes_per_multiprocessor) /
+                              (bytes_of_a_block + kReservedSharedBytes));
+}
+
+// Whether a batch is worked on by one cluster of blocks, in one launch (small_kernels.cuh).
+inline bool is_small(const Device& device, const Batch& batch) {
+  const bool usual = batch.norm == 2 && batch.scalar != ScalarType::kFloat64;
+  return DISCLOSS_SMALL_BATCHES_AT_ONCE && device.architecture >= 90 && usual && batch.pixels > 0 &&
+         batch.pixels <= kSmallPixels && batch.pixels * batch.channels <= kSmallValues &&
+         batch.images.count <= kSmallImages &&
+         batch.images.count * batch.max_instances <= kSmallRows;
 }
 
 // All blocks are resident at once.
@@ -90,19 +116,21 @@ SumPlan plan_sums(const Device& device, const Batch& batch) {
   const int64_t set = batch.max_instances * (batch.channels + 1);
   const int64_t set_bytes = set * static_cast<int64_t>(sizeof(double));
   plan.shared_bytes = sum_shared_bytes<accscalar_t>(plan.tile, set);
-  plan.shared_accumulators = plan.shared_bytes <= static_cast<size_t>(device.shared_bytes);
+  plan.shared_accumulators =
+      plan.shared_bytes <= static_cast<size_t>(device.shared_bytes) &&
+      DISCLOSS_LEAST_BLOCKS_THAT_SHARE <= blocks_in_shared_memory(device, plan.shared_bytes);
   plan.lazily_cleared = !plan.shared_accumulators && batch.channels <= plan.tile.channels;
   if (!plan.shared_accumulators) {
     plan.shared_bytes = sum_shared_bytes<accscalar_t>(plan.tile, 0);
   }
-  const int64_t room =
-      device.shared_bytes_per_multiprocessor / (plan.shared_bytes + kReservedSharedBytes);
-  const int64_t resident =
-      std::clamp<int64_t>(room, 1, resident_blocks(channels_in_registers(batch)));
+  const int64_t resident = std::clamp<int64_t>(blocks_in_shared_memory(device, plan.shared_bytes),
+                                               1, resident_blocks(channels_in_registers(batch)));
   const int64_t affordable =
       affordable_blocks(set_bytes, batch.pixels * batch.channels * sizeof(scalar_t),
                         batch.images.count, !plan.shared_accumulators && !plan.lazily_cleared);
-  plan.shares = plan_shares(batch.pixels, std::min(affordable, device.multiprocessors * resident));
+  const int64_t blocks =
+      is_small(device, batch) ? kClusterBlocks : device.multiprocessors * resident;
+  plan.shares = plan_shares(batch.pixels, std::min(affordable, blocks));
   return plan;
 }
 

@@ -36,6 +36,30 @@ __device__ __forceinline__ void follow_previous_kernel() {
 #endif
 }
 
+// Whether kernels may be launched in clusters of blocks, which wait for each other.
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+constexpr bool kHasClusters = true;
+#else
+constexpr bool kHasClusters = false;
+#endif
+
+// Waits for all threads of the cluster; what they have written before, all of them see then.
+__device__ __forceinline__ void cluster_barrier() {
+#if defined(DISCLOSS_EMULATED) || (defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900)
+  __cluster_barrier_arrive();
+  __cluster_barrier_wait();
+#endif
+}
+
+// The sum of the lanes of a warp, for all of them.
+template <typename T>
+__device__ __forceinline__ T warp_sum(T value) {
+  for (int offset = 16; offset > 0; offset /= 2) {
+    value += __shfl_xor_sync(0xffffffffu, value, offset);
+  }
+  return value;
+}
+
 // Ends the launch as a failed assertion does, in every build: an error that cannot be missed, where
 // a NaN would be skipped silently by a gradient scaler. The message is the
 // format itself: printf arguments would need a stack frame.

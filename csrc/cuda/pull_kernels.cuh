@@ -71,15 +71,13 @@ __device__ __forceinline__ bool find_hinges(const int32_t* slots, int pixels, ac
   return open;
 }
 
-// Column 0 of the partial rows receives sum_i h_i^2: where that is 0, every h_i is, or so small
-// that its square is, and the row counts as 0. The others receive sum_i h_i d|v_i|.
-template <typename scalar_t, int kNorm>
-__global__ void __launch_bounds__(kPassThreads, resident_blocks(0))
-    sum_pull_kernel(SumPlan plan, int64_t channels, Global<const scalar_t*> embeddings,
-                    const int32_t* slots, const typename Accumulate<scalar_t>::type* means,
-                    double delta_var, Partials partials) {
-  follow_previous_kernel();
-  using accscalar_t = typename Accumulate<scalar_t>::type;
+// The own sums are sum_i h_i^2: where that is 0, every h_i is, or so small that its square is, and
+// the instance counts as not pulled. Those of the channels are sum_i h_i d|v_i|.
+template <typename scalar_t, int kNorm, typename accscalar_t>
+__device__ __forceinline__ void sum_pull(const SumPlan& plan, int64_t channels,
+                                         const Global<const scalar_t*>& embeddings,
+                                         const int32_t* slots, const accscalar_t* means,
+                                         double delta_var, const Partials& partials) {
   DISCLOSS_DYNAMIC_SHARED(raw);
   const auto shared = carve_sum_shared<accscalar_t>(raw, plan);
   const Images& images = partials.images;
@@ -89,7 +87,7 @@ __global__ void __launch_bounds__(kPassThreads, resident_blocks(0))
 
   for_each_stretch<Walk::kBackwards>(images, plan.shares, [&](const Stretch& stretch) {
     const int64_t image = stretch.image;
-    double* accumulators = clear_accumulators(shared.accumulators, plan, partials, image);
+    double* sums = clear_accumulators(shared.accumulators, plan, partials, image);
     const PixelColumns<kNorm, accscalar_t> columns = {
         means + image * partials.max_instances * channels, channels, pitch};
     for_each_tile<Walk::kBackwards>(
@@ -120,13 +118,21 @@ __global__ void __launch_bounds__(kPassThreads, resident_blocks(0))
             }
             columns.scale_directions(tile_slots, pixels, c, rows, norms, shared.tile);
             __syncthreads();  // the rows hold h_i d|v_i|
-            add_tile(plan, shared.run_ends, pixels, summed_rows(shared, c, rows), partials.columns,
-                     accumulators);
+            add_tile(plan, shared.run_ends, pixels, summed_rows(shared, c, rows), partials, sums);
           }
         });
-    write_partials(shared.accumulators, partials, image);
+    write_partials(sums, plan, partials, image);
     __syncthreads();  // they have been read: the next image may clear them
   });
+}
+
+template <typename scalar_t, int kNorm>
+__global__ void __launch_bounds__(kPassThreads, resident_blocks(0))
+    sum_pull_kernel(SumPlan plan, int64_t channels, Global<const scalar_t*> embeddings,
+                    const int32_t* slots, const typename Accumulate<scalar_t>::type* means,
+                    double delta_var, Partials partials) {
+  follow_previous_kernel();
+  sum_pull<scalar_t, kNorm>(plan, channels, embeddings, slots, means, delta_var, partials);
 }
 
 // The same for the usual numbers of channels, a pixel in the registers of one thread: embeddings
@@ -144,7 +150,7 @@ __global__ void __launch_bounds__(kPassThreads, resident_blocks(kChannels))
 
   for_each_stretch<Walk::kBackwards>(images, plan.shares, [&](const Stretch& stretch) {
     const int64_t image = stretch.image;
-    double* accumulators = clear_accumulators(shared.accumulators, plan, partials, image);
+    double* sums = clear_accumulators(shared.accumulators, plan, partials, image);
     const float* image_means = means + image * partials.max_instances * kChannels;
     for_each_tile<Walk::kBackwards>(
         stretch, plan.tile.pixels, [&](int64_t first_pixel, int pixels) {
@@ -173,17 +179,26 @@ __global__ void __launch_bounds__(kPassThreads, resident_blocks(kChannels))
           if (!__syncthreads_or(open)) {  // else the tile, its run ends, the accumulators are there
             return;                       // late in training most tiles lie within the margin
           }
-          add_tile(plan, shared.run_ends, pixels, summed_rows(shared, 0, kChannels),
-                   partials.columns, accumulators);
+          add_tile(plan, shared.run_ends, pixels, summed_rows(shared, 0, kChannels), partials,
+                   sums);
         });
-    write_partials(shared.accumulators, partials, image);
+    write_partials(sums, plan, partials, image);
     __syncthreads();  // they have been read: the next image may clear them
   });
 }
 
+// An instance's part of L_var, and a channel of what its mean feels of the pull: 0 without pixels.
+__device__ __forceinline__ double variance_of(int64_t instances, int64_t count, double squares) {
+  return count > 0 ? variance_factor(instances, count) * squares : 0.0;
+}
+template <typename accscalar_t>
+__device__ __forceinline__ accscalar_t pull_of(int64_t instances, int64_t count, double sum) {
+  return count > 0 ? static_cast<accscalar_t>(pull_factor(instances, count) * sum) : accscalar_t(0);
+}
+
 // A block owns instance (b, k): pull [B, M, D], and variance_sums [B, M] its part of L_var.
 template <typename accscalar_t>
-__global__ void __launch_bounds__(128, 4)
+__global__ void __launch_bounds__(128, 6)
     reduce_pull_kernel(Partials partials, const int64_t* instances, const int64_t* counts,
                        accscalar_t* pull, double* variance_sums) {
   follow_previous_kernel();
@@ -192,15 +207,13 @@ __global__ void __launch_bounds__(128, 4)
   const int64_t image = blockIdx.x / partials.max_instances;
   const int64_t slot = blockIdx.x % partials.max_instances;
   const int64_t count = counts[blockIdx.x];
-  const double squares = reduce_own_column(partials, image, slot, scratch);
+  const double squares = reduce_own(partials, image, slot, scratch);
   if (threadIdx.x == 0) {
-    variance_sums[blockIdx.x] =
-        count > 0 ? variance_factor(instances[image], count) * squares : 0.0;
+    variance_sums[blockIdx.x] = variance_of(instances[image], count, squares);
   }
-  accscalar_t* row = pull + blockIdx.x * (partials.columns - 1);
+  accscalar_t* row = pull + blockIdx.x * partials.channels;
   reduce_channels(partials, image, slot, scratch, [&](int64_t channel, double sum) {
-    row[channel] = count > 0 ? static_cast<accscalar_t>(pull_factor(instances[image], count) * sum)
-                             : accscalar_t(0);
+    row[channel] = pull_of<accscalar_t>(instances[image], count, sum);
   });
 }
 

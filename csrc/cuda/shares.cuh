@@ -31,6 +31,14 @@ struct Shares {
 
 enum class Walk { kForwards, kBackwards };
 
+// For work that is shared among all warps of a launch.
+__device__ __forceinline__ int64_t first_warp() {
+  return (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / 32;
+}
+__device__ __forceinline__ int64_t all_warps() {
+  return static_cast<int64_t>(gridDim.x) * (blockDim.x / 32);
+}
+
 // Pixels [begin, end) of an image.
 struct Stretch {
   int64_t image;

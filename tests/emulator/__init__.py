@@ -41,6 +41,7 @@ class Emulator:
         self,
         *,
         seed: int = 0,
+        compute_capability: int = 9,
         multiprocessors: int = 4,
         resident_blocks: int = 4,
         shared_memory_per_block: int = SHARED_MEMORY,
@@ -48,12 +49,14 @@ class Emulator:
     ) -> None:
         """Make the device another one and repair it.
 
-        The order of threads follows ``seed``. ``find_races`` makes kernels ten times slower; it
-        takes two blocks of a launch as unordered whatever they do, so that a kernel whose last
-        block reads what others have written must read it with ``__ldcg`` or atomics.
+        Below a ``compute_capability`` of 9 there are no clusters of blocks. The order of threads
+        follows ``seed``. ``find_races`` makes kernels ten times slower; it takes two clusters of a
+        launch as unordered whatever they do, so that a kernel whose last block reads what others
+        have written must read it with ``__ldcg`` or atomics.
         """
         self.library.emulator_configure(
             ctypes.c_uint64(seed),
+            ctypes.c_int(compute_capability),
             ctypes.c_int(multiprocessors),
             ctypes.c_int(resident_blocks),
             ctypes.c_size_t(shared_memory_per_block),

@@ -53,6 +53,7 @@ class Random {  // splitmix64
 };
 
 struct Block;
+struct Cluster;
 struct Warp;
 
 struct Thread {
@@ -64,6 +65,7 @@ struct Thread {
   Warp* warp = nullptr;
   Fiber* fiber = nullptr;  // from its first turn to its last
   bool has_returned = false;
+  bool has_arrived = false;        // at the cluster's barrier, but does not wait there yet
   const char* waits_in = nullptr;  // this and the next: for the report of a deadlock
   Location where;
 };
@@ -85,8 +87,17 @@ struct Barrier {
   std::uint32_t passed = 0;
 };
 
+// Blocks that are resident together, and their barrier: a thread arrives there, then waits for all.
+struct Cluster {
+  std::uint32_t number = 0;
+  std::size_t alive = 0;  // the threads that have not returned
+  std::vector<Thread*> waiting;
+  std::uint32_t passed = 0;
+};
+
 struct Block {
   uint3 index{};
+  std::shared_ptr<Cluster> cluster;
   std::size_t alive = 0;  // the threads that have not returned
   std::vector<Thread> threads;
   std::vector<Warp> warps;
@@ -106,7 +117,7 @@ struct Grid {
   KernelCall call;
   Random random;
   Style style;
-  std::vector<unsigned> to_start;  // numbers of blocks, the next one last
+  std::vector<unsigned> to_start;  // numbers of clusters, the next one last
   std::vector<std::unique_ptr<Block>> resident;
   Block* latest = nullptr;  // had the last turn
 };
@@ -196,6 +207,17 @@ void release_if_complete(Block& block) {
   barrier.waiting.clear();
 }
 
+void release_if_complete(Cluster& cluster) {
+  if (cluster.waiting.empty() || cluster.waiting.size() < cluster.alive) {
+    return;
+  }
+  ++cluster.passed;
+  for (Thread* thread : cluster.waiting) {
+    make_runnable(thread);
+  }
+  cluster.waiting.clear();
+}
+
 bool is_gathering(const Meeting& meeting) { return meeting.mask != 0 && meeting.to_leave == 0; }
 
 // A meeting does not wait for lanes that have returned.
@@ -273,14 +295,16 @@ void check_red_zones(Block& block) {
   }
 }
 
-std::unique_ptr<Block> make_block(unsigned number) {
+std::unique_ptr<Block> make_block(unsigned number, const std::shared_ptr<Cluster>& cluster) {
   const dim3 grid_size = grid->call.grid;
   const dim3 size = grid->call.block;
   const unsigned threads = size.x * size.y * size.z;
   auto block = std::make_unique<Block>();
   block->index = {number % grid_size.x, number / grid_size.x % grid_size.y,
                   number / (grid_size.x * grid_size.y)};
+  block->cluster = cluster;
   block->alive = threads;
+  cluster->alive += threads;
   block->threads.resize(threads);
   block->warps.resize((threads + kWarpSize - 1) / kWarpSize);
   for (Warp& warp : block->warps) {
@@ -309,8 +333,10 @@ void run_current_thread() noexcept {
   Warp& warp = *current->warp;
   current->has_returned = true;
   --block.alive;
+  --block.cluster->alive;
   warp.alive &= ~(1u << current->lane);
   release_if_complete(block);
+  release_if_complete(*block.cluster);
   for (Meeting& meeting : warp.meetings) {
     if (is_gathering(meeting)) {
       close_if_complete(warp, meeting);
@@ -341,7 +367,11 @@ void give_turn_to(Thread* thread) {
 void start_blocks() {
   const auto room = static_cast<std::size_t>(device.settings.resident_blocks);
   while (!grid->to_start.empty() && grid->resident.size() < room) {
-    grid->resident.push_back(make_block(grid->to_start.back()));
+    const auto cluster = std::make_shared<Cluster>();
+    cluster->number = grid->to_start.back();
+    for (unsigned i = 0; i < grid->call.cluster; ++i) {
+      grid->resident.push_back(make_block(cluster->number * grid->call.cluster + i, cluster));
+    }
     grid->to_start.pop_back();
   }
 }
@@ -403,6 +433,24 @@ int block_barrier(Vote vote, bool predicate, Location where) {
   return barrier.result;
 }
 
+void arrive_at_cluster_barrier(Location where) {
+  if (current->has_arrived) {
+    fail(where, "arrives twice at the cluster's barrier");
+  }
+  current->has_arrived = true;
+}
+
+void wait_at_cluster_barrier(Location where) {
+  if (!current->has_arrived) {
+    fail(where, "waits at the cluster's barrier without having arrived");
+  }
+  current->has_arrived = false;
+  Cluster& cluster = *current->block->cluster;
+  cluster.waiting.push_back(current);
+  release_if_complete(cluster);
+  wait_in("a barrier of the cluster", where);
+}
+
 Meeting& meet(unsigned mask, WarpOperation operation, std::uint64_t value, Location where) {
   Warp& warp = *current->warp;
   const unsigned self = 1u << current->lane;
@@ -429,7 +477,9 @@ void leave(Meeting& meeting) {
 void copy_unseen(void* to, const void* from, std::size_t bytes) { std::memcpy(to, from, bytes); }
 
 Moment current_moment() {
-  return {current->number, current->block->barrier.passed, current->clock};
+  const Cluster& cluster = *current->block->cluster;
+  return {current->number, current->block->barrier.passed, cluster.number, cluster.passed,
+          current->clock};
 }
 
 bool in_kernel() { return current != nullptr; }
@@ -462,7 +512,8 @@ void run_grid(const KernelCall& call) {
   Random random(device.settings.seed ^ device.launches << 48);
   const auto style = static_cast<Style>(random.below(kStyles));
   Grid running{call, random, style, {}, {}, nullptr};
-  running.to_start.resize(static_cast<std::size_t>(call.grid.x) * call.grid.y * call.grid.z);
+  running.to_start.resize(static_cast<std::size_t>(call.grid.x) * call.grid.y * call.grid.z /
+                          call.cluster);
   std::iota(running.to_start.begin(), running.to_start.end(), 0u);
   running.random.shuffle(running.to_start);
   grid = &running;

@@ -14,14 +14,16 @@
 
 namespace emulator {
 
-inline constexpr int kComputeCapability = 9;
 inline constexpr unsigned kMaxThreadsPerBlock = 1024;
+inline constexpr unsigned kMaxBlocksPerCluster = 8;
+inline constexpr int kFirstWithClusters = 9;  // compute capability
 inline constexpr std::size_t kSharedMemoryWithoutAttribute = 48 * 1024;
 inline constexpr std::size_t kReservedMemory = 1024;   // of the shared memory, for each block
 inline constexpr unsigned char kUninitialised = 0xFF;  // fills shared memory: NaN, -1
 
 // Chosen by the tests.
 struct Settings {
+  int compute_capability = 9;
   int multiprocessors = 4;
   int resident_blocks = 4;  // blocks that are under way at the same time
   std::uint64_t seed = 0;   // of the order in which blocks and threads run
@@ -44,7 +46,9 @@ bool in_kernel();  // and not in the host's code
 struct Moment {
   std::uint32_t thread = 0;    // of the grid; those of a block begin at a multiple of the maximum
   std::uint32_t barriers = 0;  // that its block has passed
-  std::uint32_t clock = 0;     // greater after a warp operation than before, for all who took part
+  std::uint32_t cluster = 0;   // of the grid, and the barriers that it has passed
+  std::uint32_t cluster_barriers = 0;
+  std::uint32_t clock = 0;  // greater after a warp operation than before, for all who took part
 };
 Moment current_moment();
 
@@ -69,6 +73,7 @@ void break_device(const std::string& message);
 struct KernelCall {
   dim3 grid;
   dim3 block;
+  unsigned cluster;  // blocks
   std::size_t shared_bytes;
   void (*invoke)(const void* arguments);
   const void* arguments;

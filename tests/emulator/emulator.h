@@ -72,6 +72,10 @@ void preempt();
 enum class Vote { kCount, kAll, kAny };
 int block_barrier(Vote vote, bool predicate, Location where);
 
+// The two halves of a barrier of all threads of a cluster.
+void arrive_at_cluster_barrier(Location where);
+void wait_at_cluster_barrier(Location where);
+
 enum class WarpOperation {
   kSync,
   kShuffle,
@@ -214,6 +218,9 @@ inline int __syncthreads_and(int predicate, EMULATOR_HERE) {
 inline int __syncthreads_or(int predicate, EMULATOR_HERE) {
   return emulator::block_barrier(emulator::Vote::kAny, predicate != 0, here);
 }
+
+inline void __cluster_barrier_arrive(EMULATOR_HERE) { emulator::arrive_at_cluster_barrier(here); }
+inline void __cluster_barrier_wait(EMULATOR_HERE) { emulator::wait_at_cluster_barrier(here); }
 
 inline void __syncwarp(unsigned mask = 0xffffffffu, EMULATOR_HERE) {
   emulator::exchange(mask, emulator::WarpOperation::kSync, 0, here,

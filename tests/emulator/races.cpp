@@ -3,9 +3,9 @@
 // race.
 //
 // Every word of memory has a record of its latest write and of two reads since. What orders two
-// accesses: a barrier, a warp operation in which both threads take part, the boundary of two
-// launches, and nothing else. An atomic access does not race with another one. Blocks of one launch
-// are never ordered, not even by an atomic counter and a fence.
+// accesses: a barrier of the block or the cluster, a warp operation in which both threads take
+// part, the boundary of two launches, and nothing else. An atomic access does not race with another
+// one. Clusters of one launch are never ordered, not even by an atomic counter and a fence.
 #include "races.h"
 
 #include <dlfcn.h>
@@ -69,6 +69,9 @@ bool are_of_one_warp(const Moment& a, const Moment& b) {
 
 bool is_ordered(const Moment& before, const Moment& now) {
   if (before.thread == now.thread) {
+    return true;
+  }
+  if (before.cluster == now.cluster && before.cluster_barriers != now.cluster_barriers) {
     return true;
   }
   if (before.thread / kMaxThreadsPerBlock != now.thread / kMaxThreadsPerBlock) {

@@ -57,8 +57,26 @@ cudaError_t check_shape(const cudaLaunchConfig_t& config, const void* kernel) {
                                              " bytes of shared memory, of " +
                                              std::to_string(limit) + " allowed to this kernel");
   }
-  if (config.numAttrs != 0) {
-    return refuse(cudaErrorNotSupported, "launch attributes are not emulated");
+  return cudaSuccess;
+}
+
+// Along x, of which alone a cluster is more than one block wide here. The only launch attribute.
+cudaError_t read_cluster(const cudaLaunchConfig_t& config, unsigned* blocks) {
+  *blocks = 1;
+  for (unsigned i = 0; i < config.numAttrs; ++i) {
+    const cudaLaunchAttribute& attribute = config.attrs[i];
+    const auto& size = attribute.val.clusterDim;
+    if (attribute.id != cudaLaunchAttributeClusterDimension || size.y != 1 || size.z != 1) {
+      return refuse(cudaErrorNotSupported, "this launch attribute is not emulated");
+    }
+    if (device.settings.compute_capability < kFirstWithClusters) {
+      return refuse(cudaErrorInvalidValue, "this device has no clusters");
+    }
+    if (size.x == 0 || size.x > kMaxBlocksPerCluster || config.gridDim.x % size.x != 0) {
+      return refuse(cudaErrorInvalidClusterSize, "grid " + describe(config.gridDim) +
+                                                     " in clusters of " + std::to_string(size.x));
+    }
+    *blocks = size.x;
   }
   return cudaSuccess;
 }
@@ -74,8 +92,12 @@ cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel,
   if (const cudaError_t error = check_shape(config, kernel); error != cudaSuccess) {
     return error;
   }
+  unsigned cluster = 1;
+  if (const cudaError_t error = read_cluster(config, &cluster); error != cudaSuccess) {
+    return error;
+  }
   ++device.launches;
-  run_grid({config.gridDim, config.blockDim, config.dynamicSmemBytes, invoke, arguments});
+  run_grid({config.gridDim, config.blockDim, cluster, config.dynamicSmemBytes, invoke, arguments});
   if (device.broken) {
     return last_error = cudaErrorLaunchFailure;
   }
@@ -121,6 +143,12 @@ cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute
   return cudaSuccess;
 }
 
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void*) {
+  *attributes = {};
+  attributes->ptxVersion = 10 * device.settings.compute_capability;
+  return cudaSuccess;
+}
+
 cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* status) {
   *status = cudaStreamCaptureStatusNone;
   return cudaSuccess;
@@ -135,9 +163,6 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   switch (attribute) {
     case cudaDevAttrMultiProcessorCount:
       *value = device.settings.multiprocessors;
-      return cudaSuccess;
-    case cudaDevAttrComputeCapabilityMajor:
-      *value = emulator::kComputeCapability;
       return cudaSuccess;
     case cudaDevAttrMaxSharedMemoryPerBlock:
       *value = static_cast<int>(emulator::kSharedMemoryWithoutAttribute);
@@ -213,10 +238,11 @@ const char* cudaGetErrorString(cudaError_t error) {
 
 #define EMULATOR_EXPORT __attribute__((visibility("default")))
 
-EMULATOR_EXPORT void emulator_configure(std::uint64_t seed, int multiprocessors,
-                                        int resident_blocks, std::size_t shared_memory_per_block,
-                                        bool find_races) {
-  device.settings = {multiprocessors, resident_blocks, seed, shared_memory_per_block, find_races};
+EMULATOR_EXPORT void emulator_configure(std::uint64_t seed, int compute_capability,
+                                        int multiprocessors, int resident_blocks,
+                                        std::size_t shared_memory_per_block, bool find_races) {
+  device.settings = {compute_capability,      multiprocessors, resident_blocks, seed,
+                     shared_memory_per_block, find_races};
   device.launches = 0;
   emulator::shared_memory_attribute.clear();
 }

@@ -3,6 +3,17 @@
 
 namespace {
 
+// What a cluster may do wrong; test_emulator.py has the same list.
+enum ClusterMistake {
+  kNoMistake,
+  kNoClusterBarrierBeforeRead,
+  kNoClusterBarrierBeforeReuse,
+  kReadOfAnotherCluster,
+  kWaitWithoutArrival,
+  kTwoArrivals,
+  kBlockBarrierInstead,  // in one thread
+};
+
 // The mistakes; test_emulator.py has the same list.
 enum Mistake {
   kNone,
@@ -113,6 +124,43 @@ __global__ void last_block_kernel(int* counts, unsigned* ticket) {
   __syncthreads();
   if (*is_last && threadIdx.x < gridDim.x) {
     atomicAdd(&counts[gridDim.x], __ldcg(&counts[threadIdx.x]));
+  }
+}
+
+__device__ void cluster_barrier() {
+  __cluster_barrier_arrive();
+  __cluster_barrier_wait();
+}
+
+// Each block of a cluster writes its number, and reads those of all, `rounds` times over. sums[i] =
+// the sum of what block i has read.
+__global__ void cluster_kernel(int* numbers, int* sums, int cluster, int rounds, int mistake) {
+  const int block = static_cast<int>(blockIdx.x), first = block / cluster * cluster;
+  const bool is_other = mistake == kReadOfAnotherCluster && first > 0;
+  int sum = 0;
+  for (int round = 0; round < rounds; ++round) {
+    if (threadIdx.x == 0) {
+      numbers[block] = block + round;
+    }
+    if (mistake == kWaitWithoutArrival) {
+      __cluster_barrier_wait();
+    } else if (mistake == kTwoArrivals) {
+      __cluster_barrier_arrive();
+      __cluster_barrier_arrive();
+    } else if (mistake == kBlockBarrierInstead && block == 0 && threadIdx.x == 0) {
+      __syncthreads();
+    } else if (mistake != kNoClusterBarrierBeforeRead) {
+      cluster_barrier();
+    }
+    for (int i = 0; i < cluster; ++i) {
+      sum += numbers[is_other ? i : first + i];
+    }
+    if (mistake != kNoClusterBarrierBeforeReuse) {
+      cluster_barrier();
+    }
+  }
+  if (threadIdx.x == 0) {
+    sums[block] = sum;
   }
 }
 
@@ -261,6 +309,19 @@ SAMPLE cudaError_t sample_sums(const float* x, const int* bin, int n, float* sum
 SAMPLE cudaError_t sample_last_block(int* counts, unsigned* ticket, int blocks) {
   const auto config = make_config(blocks, 64, sizeof(int), emulator::stream());
   return cudaLaunchKernelEx(&config, last_block_kernel, counts, ticket);
+}
+
+SAMPLE cudaError_t sample_cluster(int* numbers, int* sums, int blocks, int cluster, int mistake) {
+  constexpr int kRounds = 2;
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = static_cast<unsigned>(cluster);
+  attribute.val.clusterDim.y = 1;
+  attribute.val.clusterDim.z = 1;
+  auto config = make_config(blocks, 64, 0, emulator::stream());
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  return cudaLaunchKernelEx(&config, cluster_kernel, numbers, sums, cluster, kRounds, mistake);
 }
 
 SAMPLE cudaError_t sample_hash(const long long* keys, int n, unsigned long long* table, int* slots,
