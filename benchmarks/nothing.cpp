@@ -21,7 +21,8 @@ ForwardTuple forward(const at::Tensor& embeddings, const at::Tensor& labels,
   const auto empty = [](at::IntArrayRef sizes, const at::TensorOptions& options) {
     return at::empty(sizes, options);
   };
-  return ForwardResult::allocate(embeddings, labels, images, max_instances, squeeze, empty)
+  const at::Tensor slots = empty(labels.sizes(), embeddings.options().dtype(at::kInt));
+  return ForwardResult::allocate(embeddings, slots, images, max_instances, squeeze, empty)
       .as_tuple();
 }
 

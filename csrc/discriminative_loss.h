@@ -9,7 +9,6 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
 
 #include <cstdint>
 #include <optional>
@@ -35,10 +34,9 @@ struct ForwardResult {
   at::Tensor pull;       // [B, M, D] accscalar_t   2/(K N_k) sum_{i in k} h_i d|v_i|
   at::Tensor push;       // [B, M, D] accscalar_t   d L_dist / d mu_k
 
-  // Results for a batch, made by make(sizes, options); slots, of which every element is written, by
-  // at::empty.
+  // Results for a batch: slots, as they are, and the others as make(sizes, options) gives them.
   template <typename Make>
-  static ForwardResult allocate(const at::Tensor& embeddings, const at::Tensor& labels,
+  static ForwardResult allocate(const at::Tensor& embeddings, const at::Tensor& slots,
                                 int64_t images, int64_t max_instances, bool squeeze,
                                 const Make& make) {
     const auto numbers = embeddings.options().dtype(
@@ -51,7 +49,7 @@ struct ForwardResult {
             per_image(),
             per_image(),
             per_image(),
-            at::empty(labels.sizes(), embeddings.options().dtype(at::kInt)),
+            slots,
             make({images}, integers),
             make({images, max_instances}, integers),
             table(),

@@ -90,12 +90,12 @@ struct GradientBuffer {
   }
 };
 
-inline GradientBuffer gradient_like(const at::Tensor& embeddings, bool packed) {
-  const at::Tensor gradient = at::empty_like(embeddings);
+// gradient: as at::empty_like(embeddings) gives it
+inline GradientBuffer gradient_buffer(const at::Tensor& gradient, bool packed) {
   if (const auto strides = detail::in_place_strides(gradient, packed)) {
     return {gradient, {gradient, *strides}};
   }
-  const at::Tensor buffer = at::empty_like(embeddings, {}, at::MemoryFormat::Contiguous);
+  const at::Tensor buffer = at::empty_like(gradient, {}, at::MemoryFormat::Contiguous);
   return {gradient, {buffer, *detail::in_place_strides(buffer, packed)}};
 }
 

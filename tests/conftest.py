@@ -74,10 +74,11 @@ def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
         # many tiles, on four there are many blocks; with clusters a small batch is one launch.
         # Also repairs a device whose kernel failed in another test.
         seed = zlib.crc32(request.node.nodeid.encode()) + request.config.getoption("--seed")
+        compute_capability = int(request.param.partition("_sm")[2] or 8 + seed // 2 % 2)
         emulator.device().configure(
             seed=seed,
-            compute_capability=int(request.param.partition("_sm")[2] or 8 + seed // 2 % 2),
-            multiprocessors=1 if seed % 2 else 4,
+            compute_capability=compute_capability,
+            multiprocessors=16 if compute_capability == 9 else 1 if seed % 2 else 4,
         )
         with _ops.use(ops), filled_memory():
             yield torch.device("cpu")

@@ -43,7 +43,7 @@ ATOMICS_OF_IDS = r"ATOMG\.E\.(CAS\.64|ADD)(\.STRONG\.GPU)?"
 
 # What the kernel writes itself is not read through the cache for constants.
 READ_ONLY = r"LDG\.(\w+\.)*CONSTANT"
-KERNELS_OF_PHASES = {"small_forward_kernel"}
+KERNELS_OF_PHASES = {"small_forward_kernel", "small_backward_kernel"}
 
 # A kernel that may come early waits for the one ahead before it touches memory that a kernel may
 # have written. Its own arguments lie elsewhere (LDC, ULDC).

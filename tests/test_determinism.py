@@ -52,7 +52,10 @@ def test_any_order_of_threads_and_blocks(
         with _ops.use(emulated_ops):
             for seed in range(5):
                 device.configure(
-                    seed=seed, compute_capability=compute_capability, resident_blocks=1 + seed
+                    seed=seed,
+                    compute_capability=compute_capability,
+                    multiprocessors=16 if compute_capability == 9 else 4,
+                    resident_blocks=1 + seed,
                 )
                 results = _everything(embeddings, labels)
                 first = first or results

@@ -13,9 +13,9 @@
 #include "check.h"
 #include "discriminative_loss.h"
 #include "forward.h"
-#include "huge_pages.h"
 #include "ids.h"
 #include "layout.h"
+#include "memory.h"
 #include "parts.h"
 
 namespace discloss::cpu {
@@ -113,8 +113,9 @@ ForwardTuple forward(const at::Tensor& embeddings, const at::Tensor& labels,
     std::fill_n(static_cast<char*>(tensor.mutable_data_ptr()), tensor.nbytes(), 0);
     return tensor;
   };
+  const at::Tensor slots = new_tensor(labels.sizes(), at::kInt);
   ForwardResult result =
-      ForwardResult::allocate(embeddings, labels, images.count, max_instances, squeeze, zeros);
+      ForwardResult::allocate(embeddings, slots, images.count, max_instances, squeeze, zeros);
   const EmbeddingView view = readable_view(embeddings, offsets.has_value());
   const at::Tensor ids = labels.contiguous();
   AT_DISPATCH_FLOATING_TYPES_AND2(
@@ -156,7 +157,7 @@ at::Tensor backward(const std::optional<at::Tensor>& grad_loss,
   const at::Tensor bounds = contiguous_offsets(offsets);
   const Images images = images_of(slots, bounds);
   const EmbeddingView view = readable_view(embeddings, offsets.has_value());
-  const GradientBuffer buffer = gradient_like(embeddings, offsets.has_value());
+  const GradientBuffer buffer = gradient_buffer(new_tensor_like(embeddings), offsets.has_value());
   prefer_huge_pages(buffer.view.tensor);
   AT_DISPATCH_FLOATING_TYPES_AND2(
       at::kHalf, at::kBFloat16, embeddings.scalar_type(), "discloss_cuda::backward", [&] {

@@ -101,8 +101,9 @@ ForwardTuple forward(const at::Tensor& embeddings, const at::Tensor& labels,
   const auto empty = [](at::IntArrayRef sizes, const at::TensorOptions& options) {
     return at::empty(sizes, options);
   };
-  const ForwardResult r = ForwardResult::allocate(embeddings, labels, batch.images.count,
-                                                  max_instances, squeeze, empty);
+  const at::Tensor slots = empty(labels.sizes(), embeddings.options().dtype(at::kInt));
+  const ForwardResult r =
+      ForwardResult::allocate(embeddings, slots, batch.images.count, max_instances, squeeze, empty);
   const ForwardArguments arguments = {batch,
                                       view.tensor.const_data_ptr(),
                                       {ids.const_data_ptr(), label_type(ids.scalar_type())},
@@ -150,7 +151,7 @@ at::Tensor backward(const std::optional<at::Tensor>& grad_loss,
                  slots, instances, counts, means, pull, push);
   const c10::DeviceGuard guard(embeddings.device());
   const EmbeddingView view = readable_view(embeddings, offsets.has_value());
-  const GradientBuffer gradient = gradient_like(embeddings, offsets.has_value());
+  const GradientBuffer gradient = gradient_buffer(at::empty_like(embeddings), offsets.has_value());
   const auto bounds = contiguous(offsets);
   const BackwardArguments arguments = {batch_of(view, slots, bounds, counts.size(1), norm),
                                        upstream(grad_loss),

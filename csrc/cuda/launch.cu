@@ -3,6 +3,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "forward_pass.cuh"
 #include "gradient_kernels.cuh"
 #include "ids_kernels.cuh"
 #include "launch.h"
@@ -51,14 +52,17 @@ cudaError_t current_device(Device* device) {
 // may come early (follow_previous_kernel).
 struct Queue {
   cudaStream_t stream;
+  int most_shared_bytes = 0;  // of a block
   bool dependent = false;
 };
 
 Queue queue_of(const Device& device, cudaStream_t stream) {
-  return {stream, DISCLOSS_DEPENDENT_LAUNCHES && device.architecture >= 90};
+  return {stream, device.shared_bytes,
+          DISCLOSS_DEPENDENT_LAUNCHES && device.architecture >= kFirstWithClusters};
 }
 
-// Launches nothing for an empty grid. More than 48 KB of dynamic shared memory must be asked for.
+// Launches nothing for an empty grid. More than 48 KB of dynamic shared memory must be asked for;
+// by all threads of the process for the same kernel, so each allows as much as there is.
 template <typename... Parameters, typename... Given>
 cudaError_t launch_clusters(int cluster, void (*kernel)(Parameters...), int64_t blocks, int threads,
                             size_t shared_bytes, const Queue& queue, Given&&... arguments) {
@@ -68,7 +72,7 @@ cudaError_t launch_clusters(int cluster, void (*kernel)(Parameters...), int64_t 
   if (shared_bytes > 48 * 1024) {
     DISCLOSS_RETURN_IF_ERROR(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                                   cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                  static_cast<int>(shared_bytes)));
+                                                  queue.most_shared_bytes));
   }
   if (blocks > INT32_MAX) {
     return cudaErrorInvalidConfiguration;
@@ -194,7 +198,9 @@ IgnoredIds ignored_ids(const int64_t* ids, int64_t count) {
 cudaError_t launch_insert(const IdTable& table, size_t clear_bytes, const Images& images,
                           const Shares& shares, const Labels& labels, const int64_t* ignore_labels,
                           int64_t ignore_count, bool must_fit, const Queue& queue) {
-  DISCLOSS_RETURN_IF_ERROR(cudaMemsetAsync(table.keys, 0xFF, clear_bytes, queue.stream));
+  if (clear_bytes > 0) {
+    DISCLOSS_RETURN_IF_ERROR(cudaMemsetAsync(table.keys, 0xFF, clear_bytes, queue.stream));
+  }
   for (int64_t first = 0; first < ignore_count; first += kIgnoredPerLaunch) {
     const IgnoredIds ignored = ignored_ids(ignore_labels + first, ignore_count - first);
     DISCLOSS_RETURN_IF_ERROR(launch(insert_ignored_kernel, std::min<int64_t>(images.count, 1024),
@@ -219,6 +225,10 @@ cudaError_t launch_ids(const ForwardArguments& a, const Device& device, const Id
 }
 
 // --- forward -------------------------------------------------------------------------------------
+
+bool is_one_launch(const Device& device, const ForwardArguments& a) {
+  return is_small(device, a.batch) && a.ignore_count <= kIgnoredPerLaunch;
+}
 
 struct ForwardWorkspace {
   IdTable table;
@@ -270,72 +280,75 @@ ForwardPass<scalar_t> forward_pass(const ForwardArguments& a, const SumPlan& pla
 }
 
 template <typename scalar_t, int kNorm>
-cudaError_t launch_push(const Batch& batch, const ForwardPass<scalar_t>& f, const Queue& queue) {
+cudaError_t launch_push(const Batch& batch, const ForwardPass<scalar_t>& pass, const Queue& queue) {
   using accscalar_t = typename Accumulate<scalar_t>::type;
   const int64_t images = batch.images.count, limit = batch.max_instances;
-  return dispatch_channels<scalar_t, kNorm>(batch, f.means, [&](auto channels) {
+  return dispatch_channels<scalar_t, kNorm>(batch, pass.means, [&](auto channels) {
     if constexpr (channels() > 0) {
       using Block = PushBlock<channels()>;
       return launch(push_in_registers_kernel<channels()>,
                     images * ceil_div(limit, Block::kInstances), Block::kThreads,
-                    Block::kSharedBytes, queue, limit, f.instances, f.means, f.mean_norms,
-                    f.delta_dist, f.push, f.push_sums);
+                    Block::kSharedBytes, queue, limit, pass.instances, pass.means, pass.mean_norms,
+                    pass.delta_dist, pass.push, pass.push_sums);
     } else {
-      return launch(push_kernel<accscalar_t, kNorm>, ceil_div(f.rows() * 32, kRowThreads),
-                    kRowThreads, 0, queue, images, limit, batch.channels, f.instances, f.means,
-                    f.delta_dist, f.push, f.push_sums);
+      return launch(push_kernel<accscalar_t, kNorm>, ceil_div(pass.rows() * 32, kRowThreads),
+                    kRowThreads, 0, queue, images, limit, batch.channels, pass.instances,
+                    pass.means, pass.delta_dist, pass.push, pass.push_sums);
     }
   });
 }
 
 // Pass 2.
 template <typename scalar_t, int kNorm>
-cudaError_t launch_sum_pull(const Batch& batch, const ForwardPass<scalar_t>& f,
+cudaError_t launch_sum_pull(const Batch& batch, const ForwardPass<scalar_t>& pass,
                             const Queue& queue) {
-  const int64_t blocks = f.plan.shares.blocks;
-  return dispatch_channels<scalar_t, kNorm>(batch, f.means, [&](auto channels) {
+  const int64_t blocks = pass.plan.shares.blocks;
+  return dispatch_channels<scalar_t, kNorm>(batch, pass.means, [&](auto channels) {
     if constexpr (channels() > 0) {
       return launch(sum_pull_in_registers_kernel<scalar_t, channels()>, blocks, kPassThreads,
-                    f.plan.shared_bytes, queue, f.plan, f.embeddings, f.slots, f.means, f.delta_var,
-                    f.partials);
+                    pass.plan.shared_bytes, queue, pass.plan, pass.embeddings, pass.slots,
+                    pass.means, pass.delta_var, pass.partials);
     } else {
-      return launch(sum_pull_kernel<scalar_t, kNorm>, blocks, kPassThreads, f.plan.shared_bytes,
-                    queue, f.plan, batch.channels, f.embeddings, f.slots, f.means, f.delta_var,
-                    f.partials);
+      return launch(sum_pull_kernel<scalar_t, kNorm>, blocks, kPassThreads, pass.plan.shared_bytes,
+                    queue, pass.plan, batch.channels, pass.embeddings, pass.slots, pass.means,
+                    pass.delta_var, pass.partials);
     }
   });
 }
 
 template <typename scalar_t, int kNorm>
-cudaError_t launch_passes(const Batch& batch, const ForwardPass<scalar_t>& f, const Queue& queue) {
+cudaError_t launch_passes(const Batch& batch, const ForwardPass<scalar_t>& pass,
+                          const Queue& queue) {
   using accscalar_t = typename Accumulate<scalar_t>::type;
   constexpr size_t kScratch = kRowThreads * sizeof(double);
-  DISCLOSS_RETURN_IF_ERROR(launch(sum_pixels_kernel<scalar_t>, f.plan.shares.blocks, kPassThreads,
-                                  f.plan.shared_bytes, queue, f.plan, batch.channels, f.embeddings,
-                                  f.slots, f.partials));
-  DISCLOSS_RETURN_IF_ERROR(launch(reduce_means_kernel<accscalar_t, kNorm>, f.rows(), kRowThreads,
-                                  kScratch, queue, f.partials, f.counts, f.means, f.mean_norms));
-  DISCLOSS_RETURN_IF_ERROR((launch_push<scalar_t, kNorm>(batch, f, queue)));
-  DISCLOSS_RETURN_IF_ERROR((launch_sum_pull<scalar_t, kNorm>(batch, f, queue)));
-  DISCLOSS_RETURN_IF_ERROR(launch(reduce_pull_kernel<accscalar_t>, f.rows(), kRowThreads, kScratch,
-                                  queue, f.partials, f.instances, f.counts, f.pull,
-                                  f.variance_sums));
+  DISCLOSS_RETURN_IF_ERROR(launch(sum_pixels_kernel<scalar_t>, pass.plan.shares.blocks,
+                                  kPassThreads, pass.plan.shared_bytes, queue, pass.plan,
+                                  batch.channels, pass.embeddings, pass.slots, pass.partials));
+  DISCLOSS_RETURN_IF_ERROR(launch(reduce_means_kernel<accscalar_t, kNorm>, pass.rows(), kRowThreads,
+                                  kScratch, queue, pass.partials, pass.counts, pass.means,
+                                  pass.mean_norms));
+  DISCLOSS_RETURN_IF_ERROR((launch_push<scalar_t, kNorm>(batch, pass, queue)));
+  DISCLOSS_RETURN_IF_ERROR((launch_sum_pull<scalar_t, kNorm>(batch, pass, queue)));
+  DISCLOSS_RETURN_IF_ERROR(launch(reduce_pull_kernel<accscalar_t>, pass.rows(), kRowThreads,
+                                  kScratch, queue, pass.partials, pass.instances, pass.counts,
+                                  pass.pull, pass.variance_sums));
   return launch(finish_kernel<accscalar_t>, batch.images.count, kRowThreads, kScratch, queue,
-                f.term_sums(), batch.images.count, batch.max_instances, f.instances, f.terms);
+                pass.term_sums(), batch.images.count, batch.max_instances, pass.instances,
+                pass.terms);
 }
 
 // Ids and passes of a small batch.
 template <typename scalar_t>
-cudaError_t launch_small(const ForwardArguments& a, const ForwardPass<scalar_t>& f,
+cudaError_t launch_small(const ForwardArguments& a, const ForwardPass<scalar_t>& pass,
                          const ForwardWorkspace& w, const Queue& queue) {
   if constexpr (std::is_same_v<scalar_t, double>) {
-    return cudaErrorNotSupported;  // is_small
+    return cudaErrorNotSupported;  // is never small
   } else {
     const auto words = static_cast<int64_t>(w.clear_bytes / sizeof(int32_t));
     return launch_clusters(
         kClusterBlocks, small_forward_kernel<scalar_t>, kClusterBlocks, kPassThreads,
-        std::max(f.plan.shared_bytes, kPassThreads * sizeof(double)), queue, w.table, words,
-        ignored_ids(a.ignore_labels, a.ignore_count), a.labels, f);
+        std::max(pass.plan.shared_bytes, kPassThreads * sizeof(double)), queue, w.table, words,
+        ignored_ids(a.ignore_labels, a.ignore_count), a.labels, pass);
   }
 }
 
@@ -359,12 +372,26 @@ BackwardWorkspace carve_backward(const BackwardArguments& a, void* base) {
 }
 
 template <typename scalar_t, int kNorm>
-cudaError_t backward_passes(const BackwardArguments& a, const GradientPlan& plan, void* workspace,
+cudaError_t launch_gradient(const Batch& batch, const GradientPass<scalar_t>& pass,
                             const Queue& queue) {
+  const int64_t blocks = pass.plan.shares.blocks;
+  return dispatch_channels<scalar_t, kNorm>(batch, pass.means, [&](auto channels) {
+    if constexpr (channels() > 0) {
+      return launch(gradient_in_registers_kernel<scalar_t, channels()>, blocks, kPassThreads, 0,
+                    queue, pass);
+    } else {
+      return launch(gradient_kernel<scalar_t, kNorm>, blocks, kPassThreads, pass.plan.shared_bytes,
+                    queue, pass);
+    }
+  });
+}
+
+template <typename scalar_t, int kNorm>
+cudaError_t launch_backward_passes(const BackwardArguments& a, const Device& device,
+                                   const BackwardWorkspace& w, const Queue& queue) {
   using accscalar_t = typename Accumulate<scalar_t>::type;
   const Batch& batch = a.batch;
   const int64_t images = batch.images.count, rows = images * batch.max_instances;
-  const BackwardWorkspace w = carve_backward<accscalar_t>(a, workspace);
   const Instances<accscalar_t> instances = {batch.max_instances,
                                             batch.channels,
                                             a.instances,
@@ -374,26 +401,31 @@ cudaError_t backward_passes(const BackwardArguments& a, const GradientPlan& plan
                                             static_cast<const accscalar_t*>(a.push)};
   auto* factors = static_cast<accscalar_t*>(w.factors);
   auto* shared_gradients = static_cast<accscalar_t*>(w.shared_gradients);
+  const GradientPass<scalar_t> pass = {
+      plan_gradient<scalar_t>(device, batch),
+      batch.images,
+      global(static_cast<const scalar_t*>(a.embeddings), batch.strides, batch),
+      a.slots,
+      instances.means,
+      factors,
+      shared_gradients,
+      batch.max_instances,
+      batch.channels,
+      a.delta_var,
+      global(static_cast<scalar_t*>(a.gradient), a.gradient_strides, batch)};
   const Weights weights = {a.alpha, a.beta, a.gamma};
   const Upstreams upstreams = {a.loss, a.variance, a.distance, a.regularization};
+  if constexpr (kNorm == 2 && !std::is_same_v<scalar_t, double>) {
+    if (is_small(device, batch)) {
+      return launch_clusters(kClusterBlocks, small_backward_kernel<scalar_t>, kClusterBlocks,
+                             kPassThreads, pass.plan.shared_bytes, queue, instances, weights,
+                             upstreams, factors, shared_gradients, pass);
+    }
+  }
   DISCLOSS_RETURN_IF_ERROR(launch(
       instance_gradients_kernel<accscalar_t, kNorm>, ceil_div(rows * 32, kRowThreads), kRowThreads,
       0, queue, instances, images, weights, upstreams, factors, shared_gradients));
-  const auto embeddings = global(static_cast<const scalar_t*>(a.embeddings), batch.strides, batch);
-  const auto gradient = global(static_cast<scalar_t*>(a.gradient), a.gradient_strides, batch);
-  return dispatch_channels<scalar_t, kNorm>(batch, instances.means, [&](auto channels) {
-    if constexpr (channels() > 0) {
-      return launch(gradient_in_registers_kernel<scalar_t, channels()>, plan.shares.blocks,
-                    kPassThreads, 0, queue, plan.shares, batch.images, batch.max_instances,
-                    embeddings, a.slots, instances.means, factors, shared_gradients, a.delta_var,
-                    gradient);
-    } else {
-      return launch(gradient_kernel<scalar_t, kNorm>, plan.shares.blocks, kPassThreads,
-                    plan.shared_bytes, queue, plan, batch.images, batch.channels,
-                    batch.max_instances, embeddings, a.slots, instances.means, factors,
-                    shared_gradients, a.delta_var, gradient);
-    }
-  });
+  return launch_gradient<scalar_t, kNorm>(batch, pass, queue);
 }
 
 }  // namespace
@@ -404,7 +436,8 @@ cudaError_t forward_workspace(const ForwardArguments& arguments, size_t* bytes) 
   return dispatch(arguments.batch.scalar, [&](auto scalar) {
     using scalar_t = decltype(scalar);
     using accscalar_t = typename Accumulate<scalar_t>::type;
-    const SumPlan plan = plan_sums<scalar_t>(device, arguments.batch);
+    const SumPlan plan =
+        plan_sums<scalar_t>(device, arguments.batch, is_one_launch(device, arguments));
     *bytes = carve_forward<accscalar_t>(arguments, plan, nullptr).bytes;
     return cudaSuccess;
   });
@@ -418,16 +451,17 @@ cudaError_t launch_forward(const ForwardArguments& arguments, void* workspace,
   return dispatch(batch.scalar, [&](auto scalar) {
     using scalar_t = decltype(scalar);
     using accscalar_t = typename Accumulate<scalar_t>::type;
-    const SumPlan plan = plan_sums<scalar_t>(device, batch);
+    const bool one_launch = is_one_launch(device, arguments);
+    const SumPlan plan = plan_sums<scalar_t>(device, batch, one_launch);
     const ForwardWorkspace w = carve_forward<accscalar_t>(arguments, plan, workspace);
-    const ForwardPass<scalar_t> f = forward_pass<scalar_t>(arguments, plan, w);
+    const ForwardPass<scalar_t> pass = forward_pass<scalar_t>(arguments, plan, w);
     const Queue queue = queue_of(device, stream);
-    if (is_small(device, batch) && arguments.ignore_count <= kIgnoredPerLaunch) {
-      return launch_small(arguments, f, w, queue);
+    if (one_launch) {
+      return launch_small(arguments, pass, w, queue);
     }
     DISCLOSS_RETURN_IF_ERROR(launch_ids(arguments, device, w.table, w.clear_bytes, queue));
     return dispatch_norm(batch.norm, [&](auto norm) {
-      return launch_passes<scalar_t, norm_of(norm)>(batch, f, queue);
+      return launch_passes<scalar_t, norm_of(norm)>(batch, pass, queue);
     });
   });
 }
@@ -446,10 +480,11 @@ cudaError_t launch_backward(const BackwardArguments& arguments, void* workspace,
   DISCLOSS_RETURN_IF_ERROR(current_device(&device));
   return dispatch(arguments.batch.scalar, [&](auto scalar) {
     using scalar_t = decltype(scalar);
-    const GradientPlan plan = plan_gradient<scalar_t>(device, arguments.batch);
+    using accscalar_t = typename Accumulate<scalar_t>::type;
+    const BackwardWorkspace w = carve_backward<accscalar_t>(arguments, workspace);
     return dispatch_norm(arguments.batch.norm, [&](auto norm) {
-      return backward_passes<scalar_t, norm_of(norm)>(arguments, plan, workspace,
-                                                      queue_of(device, stream));
+      return launch_backward_passes<scalar_t, norm_of(norm)>(arguments, device, w,
+                                                             queue_of(device, stream));
     });
   });
 }

@@ -80,7 +80,8 @@ struct Pixel {
     }
   }
 
-  // v = x - mu in place of x; returns |v|^2. mean [D], a row of a table. Or some channels of them.
+  // v = x - mu in place of x; returns |v|^2. mean [D], a row of a table. Or channels
+  // [kBegin, kEnd) alone.
   template <int kBegin = 0, int kEnd = kChannels>
   __device__ __forceinline__ float subtract(const float* mean) {
     float sum = 0.0f;

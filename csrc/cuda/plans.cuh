@@ -36,8 +36,10 @@ constexpr int kIdBlocksPerMultiprocessor = 6;
 constexpr int64_t kMinSharePixels = kPassThreads;
 constexpr int64_t kMaxSharePixels = 1 << 30;
 constexpr int64_t kMinPartialBytes = 1 << 20;
-constexpr int64_t kSmallPixels = 1 << 14, kSmallValues = 1 << 18, kSmallRows = 1 << 9,
-                  kSmallImages = 1 << 5;
+// Of a small batch.
+constexpr int64_t kSmallPixels = 1 << 14, kSmallValues = 1 << 18, kSmallImages = 1 << 5;
+constexpr int64_t kSmallInstances = 1 << 9, kSmallPairValues = 1 << 17;
+constexpr int kLeastMultiprocessors = 2 * kClusterBlocks;  // a small part of a card has no clusters
 
 struct Device {
   int multiprocessors;
@@ -94,18 +96,23 @@ inline int64_t blocks_in_shared_memory(const Device& device, size_t bytes_of_a_b
                               (bytes_of_a_block + kReservedSharedBytes));
 }
 
-// Whether a batch is worked on by one cluster of blocks, in one launch (small_kernels.cuh).
+// Whether one cluster of blocks works on a batch in one launch (small_kernels.cuh). The pairs of
+// instances count too: there are few warps to share them.
 inline bool is_small(const Device& device, const Batch& batch) {
+  const int64_t images = batch.images.count, channels = batch.channels;
+  const int64_t instances = batch.max_instances;
+  const bool can = DISCLOSS_SMALL_BATCHES_AT_ONCE && device.architecture >= kFirstWithClusters &&
+                   device.multiprocessors >= kLeastMultiprocessors;
   const bool usual = batch.norm == 2 && batch.scalar != ScalarType::kFloat64;
-  return DISCLOSS_SMALL_BATCHES_AT_ONCE && device.architecture >= 90 && usual && batch.pixels > 0 &&
-         batch.pixels <= kSmallPixels && batch.pixels * batch.channels <= kSmallValues &&
-         batch.images.count <= kSmallImages &&
-         batch.images.count * batch.max_instances <= kSmallRows;
+  const bool few_pixels = batch.pixels > 0 && batch.pixels <= kSmallPixels &&
+                          batch.pixels * channels <= kSmallValues && images <= kSmallImages;
+  return can && usual && few_pixels && instances <= kSmallInstances / images &&
+         images * instances * instances * channels <= kSmallPairValues;
 }
 
-// All blocks are resident at once.
+// All blocks are resident at once. small: they are one cluster.
 template <typename scalar_t>
-SumPlan plan_sums(const Device& device, const Batch& batch) {
+SumPlan plan_sums(const Device& device, const Batch& batch, bool small) {
   using accscalar_t = typename Accumulate<scalar_t>::type;
   SumPlan plan = {};
   plan.tile = plan_tile<accscalar_t>(batch.channels, 2);
@@ -128,8 +135,7 @@ SumPlan plan_sums(const Device& device, const Batch& batch) {
   const int64_t affordable =
       affordable_blocks(set_bytes, batch.pixels * batch.channels * sizeof(scalar_t),
                         batch.images.count, !plan.shared_accumulators && !plan.lazily_cleared);
-  const int64_t blocks =
-      is_small(device, batch) ? kClusterBlocks : device.multiprocessors * resident;
+  const int64_t blocks = small ? kClusterBlocks : device.multiprocessors * resident;
   plan.shares = plan_shares(batch.pixels, std::min(affordable, blocks));
   return plan;
 }
@@ -140,8 +146,9 @@ GradientPlan plan_gradient(const Device& device, const Batch& batch) {
   using accscalar_t = typename Accumulate<scalar_t>::type;
   GradientPlan plan = {};
   plan.tile = plan_tile<accscalar_t>(batch.channels, 1);
-  plan.shares = plan_shares(batch.pixels,
-                            device.multiprocessors * resident_blocks(channels_in_registers(batch)));
+  const int64_t resident = resident_blocks(channels_in_registers(batch));
+  plan.shares = plan_shares(
+      batch.pixels, is_small(device, batch) ? kClusterBlocks : device.multiprocessors * resident);
   plan.shared_bytes =
       (plan.tile.channels * plan.tile.pitch + plan.tile.pixels) * sizeof(accscalar_t) +
       plan.tile.pixels * sizeof(int32_t);

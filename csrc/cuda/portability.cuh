@@ -36,7 +36,9 @@ __device__ __forceinline__ void follow_previous_kernel() {
 #endif
 }
 
-// Whether kernels may be launched in clusters of blocks, which wait for each other.
+// Kernels that are compiled for this architecture or a later one may be launched in clusters of
+// blocks, which wait for each other, and may come before the kernel ahead has ended.
+constexpr int kFirstWithClusters = 90;
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 constexpr bool kHasClusters = true;
 #else
@@ -61,8 +63,8 @@ __device__ __forceinline__ T warp_sum(T value) {
 }
 
 // Ends the launch as a failed assertion does, in every build: an error that cannot be missed, where
-// a NaN would be skipped silently by a gradient scaler. The message is the
-// format itself: printf arguments would need a stack frame.
+// a NaN would be skipped silently by a gradient scaler. The message is the format itself: printf
+// arguments would need a stack frame.
 __device__ inline void device_assert(bool condition, const char* message) {
   if (!condition) {
     printf(message);

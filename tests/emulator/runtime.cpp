@@ -183,18 +183,6 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   }
 }
 
-cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const void*, int threads,
-                                                          std::size_t shared_bytes) {
-  constexpr std::size_t kThreads = 2048;
-  constexpr std::size_t kBlocks = 32;
-  const std::size_t by_threads = kThreads / static_cast<std::size_t>(threads);
-  const std::size_t by_memory =
-      (device.settings.shared_memory_per_block + emulator::kReservedMemory) /
-      (shared_bytes + emulator::kReservedMemory);
-  *blocks = static_cast<int>(std::min({by_threads, by_memory, kBlocks}));
-  return cudaSuccess;
-}
-
 cudaError_t cudaPeekAtLastError() { return emulator::last_error; }
 
 cudaError_t cudaGetLastError() {
@@ -217,6 +205,8 @@ const char* cudaGetErrorName(cudaError_t error) {
       return "cudaErrorInvalidResourceHandle";
     case cudaErrorLaunchFailure:
       return "cudaErrorLaunchFailure";
+    case cudaErrorInvalidClusterSize:
+      return "cudaErrorInvalidClusterSize";
     case cudaErrorNotSupported:
       return "cudaErrorNotSupported";
     default:
