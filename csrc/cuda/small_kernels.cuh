@@ -100,8 +100,10 @@ __global__ void __launch_bounds__(kPassThreads, 1)
   const Images& images = partials.images;
   clear_table(table, words);
   cluster_barrier();  // the tables are empty
-  insert_ignored(table, images.count, ignored);
-  cluster_barrier();  // the ignored ids are marked
+  if (ignored.count > 0) {
+    insert_ignored(table, images.count, ignored);
+    cluster_barrier();  // the ignored ids are marked
+  }
   insert_ids(table, images, partials.shares, labels, true);
   cluster_barrier();  // all ids are listed
   rank_ids(table, images.count, pass.instances);

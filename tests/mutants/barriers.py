@@ -2,7 +2,8 @@
 
     python tests/mutants/barriers.py [FILE[:LINE] ...]
 
-Without arguments, every ``__syncthreads``, ``__syncthreads_or`` and ``__syncwarp`` under csrc/cuda.
+Without arguments, every ``__syncthreads``, ``__syncthreads_or``, ``__syncwarp`` and
+``cluster_barrier`` under csrc/cuda.
 The work is done where that of run.py is. Prints a row of the table in docs/design.md for each.
 """
 
@@ -19,7 +20,7 @@ from run import COPY, ROOT, copy_extension, copy_tree, report, run_in_copy
 
 SEEDS = range(4)
 # Many tiles (the last one shorter) and one, more channels than a tile holds, more instances than a
-# block has threads, instances in one image and in none, both kinds of batch, both norms.
+# block has threads, instances in one image and in none, ignored ids, both kinds of batch, both norms.
 CASES = (
     "two_hundred_instances",
     "d100",
@@ -28,6 +29,7 @@ CASES = (
     "long_d16",
     "norm1_d33",
     "clouds_long_d8",
+    "several_ignored",
 )
 TESTS = (
     "tests/test_values.py",
@@ -65,7 +67,9 @@ def barriers() -> Iterator[Barrier]:
     """Every barrier of the kernels, in the order of files and lines."""
     for path in sorted((ROOT / "csrc" / "cuda").glob("*.cu*")):
         source = path.read_text()
-        for match in re.finditer(r"\b__sync(?:threads\w*|warp)\b", source):
+        for match in re.finditer(
+            r"\b(?:__sync(?:threads\w*|warp)|(?<!void )cluster_barrier)\b", source
+        ):
             end = end_of_call(source, match.start())
             argument = source[match.end() : end] if "threads_" in match[0] else "(void)0"
             line = source.count("\n", 0, match.start()) + 1
