@@ -33,16 +33,6 @@ struct ChannelMajor {
     return load<W>(x);
   }
 
-  // values = x_i, of any number of pixels; behind the last one, anything.
-  static DISCLOSS_INLINE void load_tile(Pixels<scalar_t> pixels, Tile<accscalar_t> tile) {
-    for (int64_t d = 0; d < tile.channels; ++d) {
-      const scalar_t* row = pixels.embeddings + d * pixels.channel_stride;
-      for (int64_t i = 0; i < tile.pixels; i += W) {
-        store(at(tile, d, i), load_before<W>(row + i, row + pixels.count));
-      }
-    }
-  }
-
   // The runs that meet in the W pixels from i on, the last one included.
   struct RunsOfBlock {
     int64_t i;
@@ -470,8 +460,7 @@ struct ChannelMajor {
 
   // values = x_i, and scales and squares of all pixels, of ignored ones anything. means [K, padded]
   static DISCLOSS_INLINE void load_and_find_hinges(Pixels<scalar_t> pixels, Tile<accscalar_t> tile,
-                                                   const accscalar_t* means,
-                                                   Margin<accscalar_t> margin) {
+                                                   const accscalar_t* means, accscalar_t delta) {
     const auto find = [=](int64_t i, auto block) __attribute__((always_inline)) {
       const auto rows = block.rows(means, tile.padded);
       P sums = zero();
@@ -481,34 +470,11 @@ struct ChannelMajor {
         store(at(tile, d, i), value);
         sums = Norm<kNorm>::accumulate(sums, value - block.column(rows, d));
       }
-      store_hinges<kNorm>(tile, i, sums, margin);
+      store_hinges<kNorm>(tile, i, sums, delta);
     };
     for_each_block(tile, [=](RunsOfBlock runs) __attribute__((always_inline)) {
       with_block(runs, [=](auto block) __attribute__((always_inline)) { find(runs.i, block); });
     });
-  }
-
-  // squares = sum_d of the norm of x_i - mean. Returns whether any of them is not above `bound`.
-  static DISCLOSS_INLINE bool find_near(Tile<accscalar_t> tile, const accscalar_t* mean,
-                                        accscalar_t bound) {
-    P near = zero();
-    for (int64_t i = 0; i < tile.pixels; i += W) {
-      P sums = zero();
-#pragma GCC unroll 4
-      for (int64_t d = 0; d < tile.channels; ++d) {
-        sums = Norm<kNorm>::accumulate(sums, x(tile, d, i) - P(mean[d]));
-      }
-      store(tile.squares + i, sums);
-      near = near + select(sums > P(bound), zero(), P(accscalar_t(1)));  // NaN is near
-    }
-    return sum_of_lanes(near) != accscalar_t(0);
-  }
-
-  // Scales and squares from what find_near left in squares.
-  static DISCLOSS_INLINE void find_hinges(Tile<accscalar_t> tile, Margin<accscalar_t> margin) {
-    for (int64_t i = 0; i < tile.pixels; i += W) {
-      store_hinges<kNorm>(tile, i, load<W>(tile.squares + i), margin);
-    }
   }
 
   // pull [padded] += sum over the run of h_i d|v_i|. mean [padded]

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "passes.h"
+#include "push.h"
 
 namespace discloss::cpu::DISCLOSS_CPU_TARGET {
 

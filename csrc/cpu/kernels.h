@@ -81,14 +81,6 @@ struct GradientPixels {
   int64_t pixel_stride;
 };
 
-// The hinges of all pixels: h_i = [sign (|v_i| - delta)]_+, sign +1 for the pull and -1 for the
-// push.
-template <typename accscalar_t>
-struct Margin {
-  accscalar_t sign;
-  accscalar_t delta;
-};
-
 // The means of an image, twice.
 template <typename accscalar_t>
 struct Means {

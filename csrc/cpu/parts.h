@@ -31,14 +31,17 @@ void for_each_part(int64_t n, int64_t parts, const Body& body) {
 
 // Calls body(b, parts) for every image: large images one after the other, so that each is still in
 // the cache for its second pass, with their pixels in as many parts as there are threads; small
-// ones side by side, in one part, which needs no waiting between passes.
+// ones side by side, in one part, which needs no waiting between passes. What would be left for
+// some of the threads alone goes in parts too. Which thread has which image is the same in every
+// call: some of it may still be in its cache.
 template <typename Body>
 void for_each_image(const Images& images, int64_t channels, const Body& body) {
   constexpr int64_t kSmall = 1 << 15, kLarge = 1 << 20;  // elements
   const int64_t threads = at::get_num_threads();
-  const bool balanced = images.count >= 4 * threads || images.count % threads == 0;
-  const int64_t large = balanced ? kLarge : images.count < threads ? kSmall : kLarge / 4;
-  const auto in_parts = [&](int64_t b) { return threads > 1 && images.size(b) * channels > large; };
+  const int64_t even = images.count / threads * threads;
+  const auto in_parts = [&](int64_t b) {
+    return threads > 1 && images.size(b) * channels > (b < even ? kLarge : kSmall);
+  };
   for (int64_t b = 0; b < images.count; ++b) {
     if (in_parts(b)) {
       body(b, threads);

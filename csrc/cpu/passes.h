@@ -1,5 +1,4 @@
-// The passes over the pixels of a range, tile by tile, each tile in the layout that suits it; and
-// the pass over pairs of means.
+// The passes over the pixels of a range, tile by tile, each tile in the layout that suits it.
 #pragma once
 
 #include "channel_major.h"
@@ -167,7 +166,6 @@ void add_pull(const Pixels<scalar_t>& pixels, const Scratch<accumulate_t<scalar_
               double* squares, double* pull) {
   using ByChannel = ChannelMajor<scalar_t, kNorm, W>;
   using ByPixel = PixelMajor<scalar_t, kNorm, W>;
-  const Margin<accumulate_t<scalar_t>> margin = {1, delta_var};
   const int64_t long_run = long_run_of<W>(pixels);
   for_each_tile(pixels, scratch, long_run, [&](auto part, auto tile, int64_t) {
     if (by_channel(part, tile, long_run)) {
@@ -177,7 +175,7 @@ void add_pull(const Pixels<scalar_t>& pixels, const Scratch<accumulate_t<scalar_
       if (done) {
         return;
       }
-      ByChannel::load_and_find_hinges(part, tile, means, margin);
+      ByChannel::load_and_find_hinges(part, tile, means, delta_var);
       for_each_run(tile, [&](Run run) {
         const int64_t table = run.slot * tile.padded;
         if (add_squares(tile, run, squares)) {
@@ -186,7 +184,7 @@ void add_pull(const Pixels<scalar_t>& pixels, const Scratch<accumulate_t<scalar_
       });
     } else {
       with_rows<ByPixel>(part, tile, [&](auto rows) {
-        ByPixel::find_hinges(rows, tile, means, margin);
+        ByPixel::find_hinges(rows, tile, means, delta_var);
         if (tile.singly) {
           ByPixel::add_pull_singly(rows, tile, means, squares, pull);
           return;
@@ -204,15 +202,15 @@ void add_pull(const Pixels<scalar_t>& pixels, const Scratch<accumulate_t<scalar_
 
 // The gradient of a tile, pixel-major.
 template <typename ByPixel, typename RowsT, typename T, typename GradientRowsT>
-DISCLOSS_INLINE void write_rows(RowsT rows, Tile<T> tile, GradientTables<T> tables,
-                                Margin<T> margin, GradientRowsT gradient) {
+DISCLOSS_INLINE void write_rows(RowsT rows, Tile<T> tile, GradientTables<T> tables, T delta,
+                                GradientRowsT gradient) {
   if constexpr (RowsT::kOneVector) {
     if (tile.singly) {
-      ByPixel::write_gradient_singly(rows, tile, tables, margin, gradient);
+      ByPixel::write_gradient_singly(rows, tile, tables, delta, gradient);
       return;
     }
   }
-  ByPixel::find_hinges(rows, tile, tables.means, margin);
+  ByPixel::find_hinges(rows, tile, tables.means, delta);
   const auto write = [=](Run run) __attribute__((always_inline)) {
     if (run.slot < 0) {
       ByPixel::clear(run, gradient);
@@ -242,7 +240,6 @@ void write_gradient(const Pixels<scalar_t>& pixels,
                     const GradientPixels<scalar_t>& gradient) {
   using ByChannel = ChannelMajor<scalar_t, kNorm, W>;
   using ByPixel = PixelMajor<scalar_t, kNorm, W>;
-  const Margin<accumulate_t<scalar_t>> margin = {1, delta_var};
   const bool to_channels = gradient.pixel_stride == 1;
   const bool backwards = ByChannel::better_backwards(pixels, gradient.gradient);
   for_each_tile(pixels, scratch, kLongRunOfGradient, [&](auto part, auto tile, int64_t begin) {
@@ -256,64 +253,25 @@ void write_gradient(const Pixels<scalar_t>& pixels,
       if (done) {
         return;
       }
-      ByChannel::load_and_find_hinges(part, tile, tables.means, margin);
+      ByChannel::load_and_find_hinges(part, tile, tables.means, delta_var);
       ByChannel::write_gradient(tile, tables, out);
       return;
     }
     with_rows<ByPixel>(part, tile, [&](auto rows) {
       if (to_channels) {
-        write_rows<ByPixel>(rows, tile, tables, margin, ByPixel::gradient_of_tile(tile));
+        write_rows<ByPixel>(rows, tile, tables, delta_var, ByPixel::gradient_of_tile(tile));
         ByPixel::store_transposed(tile, out);
       } else if (part.channels % W == 0) {
         write_rows<ByPixel>(
-            rows, tile, tables, margin,
+            rows, tile, tables, delta_var,
             GradientRows<scalar_t, true>{out.gradient, out.pixel_stride, part.channels});
       } else {
         write_rows<ByPixel>(
-            rows, tile, tables, margin,
+            rows, tile, tables, delta_var,
             GradientRows<scalar_t, false>{out.gradient, out.pixel_stride, part.channels});
       }
     });
   });
-}
-
-// The push: for each mean a, the others are the pixels of one run whose mean is a. Most are too far
-// away to be pushed, which is known before any root is taken.
-template <typename scalar_t, int kNorm>
-void add_push(const Means<accumulate_t<scalar_t>>& means, int64_t first, int64_t last,
-              const Scratch<accumulate_t<scalar_t>>& scratch, accumulate_t<scalar_t> delta,
-              double* squares, double* push) {
-  using T = accumulate_t<scalar_t>;
-  using ByChannel = ChannelMajor<T, kNorm, kLanes<T>>;
-  const Margin<T> margin = {-1, delta};
-  const T bound = kNorm == 2 ? delta * delta * T(1.00001) : delta;  // a little more than rounding
-  const int64_t padded = padded_channels(means.channels);
-  const int64_t step = tile_pixels(means.channels);
-  for (int64_t begin = 0; begin < means.count; begin += step) {
-    const int64_t count = means.count - begin < step ? means.count - begin : step;
-    const Pixels<T> others = {means.by_channel + begin, nullptr, means.count, 1,
-                              means.channels,           nullptr, count};
-    Run run = {0, static_cast<int32_t>(count), 0};
-    const Tile<T> tile = {
-        scratch.values, scratch.scales, scratch.squares,           nullptr, &run, 1, false, count,
-        means.channels, padded,         tile_pitch(means.channels)};
-    ByChannel::load_tile(others, tile);
-    for (int64_t a = first; a < last; ++a) {
-      const T* mean = means.by_instance + a * padded;
-      if (!ByChannel::find_near(tile, mean, bound)) {
-        continue;
-      }
-      ByChannel::find_hinges(tile, margin);
-      run.slot = static_cast<int32_t>(a);
-      if (a >= begin && a < begin + count) {
-        tile.scales[a - begin] = 0;
-        tile.squares[a - begin] = 0;
-      }
-      if (add_squares(tile, run, squares)) {
-        ByChannel::add_pull(tile, run, mean, push + a * padded);
-      }
-    }
-  }
 }
 
 }  // namespace discloss::cpu::DISCLOSS_CPU_TARGET

@@ -146,7 +146,7 @@ struct PixelMajor {
   // Scales and squares of all pixels; of ignored ones they mean nothing. means [K, padded]
   template <typename RowsT>
   static DISCLOSS_INLINE void find_hinges(RowsT rows, TileT tile, const accscalar_t* means,
-                                          Margin<accscalar_t> margin) {
+                                          accscalar_t delta) {
     for (int64_t begin = 0; begin < tile.pixels; begin += W) {
       P sums[W];
 #pragma GCC unroll 16
@@ -159,7 +159,7 @@ struct PixelMajor {
           sums[p] = Norm<kNorm>::accumulate(sums[p], difference(rows, i, first, mean));
         }
       }
-      store_hinges<kNorm>(tile, begin, sum_of_each(sums), margin);
+      store_hinges<kNorm>(tile, begin, sum_of_each(sums), delta);
     }
   }
 
@@ -232,8 +232,7 @@ struct PixelMajor {
   template <typename RowsT, typename GradientRowsT>
   static DISCLOSS_INLINE void write_gradient_singly(RowsT rows, TileT tile,
                                                     GradientTables<accscalar_t> tables,
-                                                    Margin<accscalar_t> margin,
-                                                    GradientRowsT gradient) {
+                                                    accscalar_t delta, GradientRowsT gradient) {
     for (int64_t begin = 0; begin < tile.pixels; begin += W) {
       P v[W], sums[W];
 #pragma GCC unroll 16
@@ -243,7 +242,7 @@ struct PixelMajor {
         v[p] = difference(rows, i, 0, tables.means + slot * tile.padded);
         sums[p] = Norm<kNorm>::accumulate(zero(), v[p]);
       }
-      store_hinges<kNorm>(tile, begin, sum_of_each(sums), margin);
+      store_hinges<kNorm>(tile, begin, sum_of_each(sums), delta);
 #pragma GCC unroll 16
       for (int p = 0; p < W; ++p) {
         const int64_t i = begin + p;

@@ -1,10 +1,10 @@
 // A SIMD vector of numbers, so that each loop over pixels is written once and compiled for every
 // instruction set.
 //
-// This header and those above it (storage.h, tile.h, channel_major.h, pixel_major.h, passes.h) are
-// compiled once per instruction set, by kernels_*.cpp, each time into a namespace of its own: no
-// function compiled for AVX-512 may be the one that another processor calls. For the same reason
-// nothing of the standard library is instantiated here.
+// This header and those above it (storage.h, tile.h, channel_major.h, pixel_major.h, passes.h,
+// push.h) are compiled once per instruction set, by kernels_*.cpp, each time into a namespace of
+// its own: no function compiled for AVX-512 may be the one that another processor calls. For the
+// same reason nothing of the standard library is instantiated here.
 #pragma once
 
 #include <cmath>
@@ -33,6 +33,8 @@ struct Pack {
   // The result of a comparison, lane by lane.
   struct Mask {
     decltype(Vector{} < Vector{}) value;
+    friend DISCLOSS_INLINE Mask operator&(Mask a, Mask b) { return {a.value & b.value}; }
+    friend DISCLOSS_INLINE Mask operator~(Mask a) { return {~a.value}; }
   };
 
   Vector value;
@@ -180,22 +182,40 @@ DISCLOSS_INLINE T sum_of_lanes(Pack<T, W> pack) {
   }
 }
 
-// Bit i is set where lane i of the mask of a P is. Lanes become bytes, of which each keeps another
-// bit, and a multiplication adds up eight of them.
+// A mask as bytes, eight lanes a number: 0 or -1 each.
+template <int kLanes>
+struct MaskBytes {
+  uint64_t eights[(kLanes + 7) / 8] = {};
+
+  template <typename Integers>
+  DISCLOSS_INLINE explicit MaskBytes(Integers mask) {
+    typedef int8_t Bytes __attribute__((vector_size(kLanes)));
+    const Bytes bytes = __builtin_convertvector(mask, Bytes);
+    std::memcpy(eights, &bytes, sizeof(bytes));
+  }
+};
+
+// Bit i is set where lane i of the mask of a P is. Each of eight bytes keeps another bit, and a
+// multiplication adds them up.
 template <typename P>
 DISCLOSS_INLINE uint32_t bits_of(typename P::Mask mask) {
-  constexpr int kLanes = sizeof(mask.value) / sizeof(mask.value[0]);
-  typedef int8_t Bytes __attribute__((vector_size(kLanes)));
-  const Bytes bytes = __builtin_convertvector(mask.value, Bytes);
-  uint64_t eights[(kLanes + 7) / 8] = {};
-  std::memcpy(eights, &bytes, sizeof(bytes));
   uint32_t bits = 0;
-#pragma GCC unroll 8
-  for (int i = 0; i < (kLanes + 7) / 8; ++i) {
-    const uint64_t sum = (eights[i] & 0x8040201008040201u) * 0x0101010101010101u;
-    bits |= static_cast<uint32_t>(sum >> 56) << 8 * i;
+  int shift = 0;
+  for (const uint64_t eight : MaskBytes<P::Lanes::size()>(mask.value).eights) {
+    const uint64_t sum = (eight & 0x8040201008040201u) * 0x0101010101010101u;
+    bits |= static_cast<uint32_t>(sum >> 56) << shift;
+    shift += 8;
   }
   return bits;
+}
+
+template <typename P>
+DISCLOSS_INLINE bool any(typename P::Mask mask) {
+  uint64_t all = 0;
+  for (const uint64_t eight : MaskBytes<P::Lanes::size()>(mask.value).eights) {
+    all |= eight;
+  }
+  return all != 0;
 }
 
 }  // namespace discloss::cpu::DISCLOSS_CPU_TARGET

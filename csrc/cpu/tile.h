@@ -130,10 +130,10 @@ DISCLOSS_INLINE double sum_over_run(const accscalar_t* values, Run run) {
 // The hinge of W pixels from the sums of their norms.
 template <int kNorm, typename accscalar_t, int W>
 DISCLOSS_INLINE void store_hinges(Tile<accscalar_t> tile, int64_t pixel, Pack<accscalar_t, W> sums,
-                                  Margin<accscalar_t> margin) {
+                                  accscalar_t delta) {
   using P = Pack<accscalar_t, W>;
   const P norm = Norm<kNorm>::finish(sums);
-  const P h = hinge(P(margin.sign) * (norm - P(margin.delta)));
+  const P h = hinge(norm - P(delta));
   store(tile.scales + pixel, Norm<kNorm>::scale(h, norm));
   store(tile.squares + pixel, h * h);
 }

@@ -20,7 +20,8 @@ from run import COPY, ROOT, copy_extension, copy_tree, report, run_in_copy
 
 SEEDS = range(4)
 # Many tiles (the last one shorter) and one, more channels than a tile holds, more instances than a
-# block has threads, instances in one image and in none, ignored ids, both kinds of batch, both norms.
+# block has threads, instances in one image and in none, ignored ids, both kinds of batch, both
+# norms.
 CASES = (
     "two_hundred_instances",
     "d100",
