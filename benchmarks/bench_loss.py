@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import aims
 import exact
 import memory
 import report
@@ -63,6 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _write(options, machine, records)  # now: a run that is cut short leaves its results
     if options.device == "cuda":
         print(report.summary(records))
+    print(aims.verdicts(records), end="", flush=True)
     rows = [row for record in records for row in record["rows"]]
     bad = [row for row in rows if row["status"].startswith(("WRONG", "FAILED"))]
     if bad:

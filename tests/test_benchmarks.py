@@ -23,6 +23,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
+import aims
 import baselines
 import bench_loss
 import compare
@@ -436,6 +437,45 @@ def test_speedups_are_over_the_best_of_each_group() -> None:
 
 
 @pytest.mark.usefixtures("no_memory")
+def _record(workload: str, device: str = "cpu", **both: float) -> report.Record:
+    return {
+        "workload": workload,
+        "device": device,
+        "dtype": "float32",
+        "speedups": {"eager": 16.0, "torch.compile": 4.0},
+        "rows": [{"status": "ok", "both": both}],
+    }
+
+
+def test_aims_are_met_or_missed() -> None:
+    met, missed, ready, cuda = (
+        _record("volume", clones=1.5, copies=9.0),
+        _record("nuclei", clones=3.0, copies=9.0),
+        _record("2d-k16", clones=2.0, copies=5.0),
+        _record("2d-batch", "cuda", copies=1.75),
+    )
+    lines = aims.verdicts([met, missed, ready, cuda]).splitlines()[1:]
+    assert "1.50 copies (at most 1.5): met; 16.00 x eager" in lines[0]
+    assert lines[0].endswith("4.00 x compile (at least 3): met")
+    assert "3.00 copies (at most 2): MISSED by 1.50x" in lines[1]
+    assert lines[1].endswith("4.00 x compile (at least 5): MISSED by 1.25x")
+    assert "5.00 copies (at most 2.5): MISSED by 2.00x" in lines[2]
+    assert "1.75 copies (at most 1.75): met; 4.00 x compile (at least 5): MISSED" in lines[3]
+
+
+def test_aims_of_what_was_not_measured_are_not_judged() -> None:
+    failed = {**_record("nuclei"), "rows": [{"status": "FAILED"}]}
+    assert aims.verdicts([_record("tiny", clones=1.0, copies=1.0), failed]) == ""
+    alone = {**_record("nuclei", clones=1.0, copies=1.0), "speedups": {}}
+    assert aims.verdicts([alone]).endswith("1.00 copies (at most 2): met\n")
+
+
+def test_aims_are_of_workloads_that_there_are() -> None:
+    for (device, _), of_workloads in aims.AIMS.items():
+        here = {w.name for w in workloads.WORKLOADS if device in w.devices}
+        assert here.issuperset(of_workloads)
+
+
 def test_only_ours(tmp_path: Path) -> None:
     assert _short_run(tmp_path, "--only-ours") == 0
     (record,) = json.loads((tmp_path / "out.json").read_text())["results"]
