@@ -7,9 +7,9 @@
 namespace discloss::cpu::DISCLOSS_CPU_TARGET {
 
 template <typename scalar_t, int kNorm, int W>
-inline constexpr Kernels<scalar_t> kTable = {
-    add_sums<scalar_t, kNorm, W>, add_pull<scalar_t, kNorm, W>, add_push<scalar_t, kNorm>,
-    write_gradient<scalar_t, kNorm, W>};
+inline constexpr Kernels<scalar_t> kTable = {add_sums<scalar_t, W>, add_pull<scalar_t, kNorm, W>,
+                                             add_push<accumulate_t<scalar_t>, kNorm>,
+                                             write_gradient<scalar_t, kNorm, W>};
 
 // Where an embedding fills only half a vector, the vectors of channels are half as long, but never
 // less than 16 bytes.

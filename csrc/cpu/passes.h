@@ -122,12 +122,12 @@ DISCLOSS_INLINE void for_each_run(Tile<T> tile, const Body& body) {
   }
 }
 
-// Pass 1.
-template <typename scalar_t, int kNorm, int W>
+// Pass 1, in which no norm is taken.
+template <typename scalar_t, int W>
 void add_sums(const Pixels<scalar_t>& pixels, const Scratch<accumulate_t<scalar_t>>& scratch,
               int64_t* counts, double* sums) {
-  using ByChannel = ChannelMajor<scalar_t, kNorm, W>;
-  using ByPixel = PixelMajor<scalar_t, kNorm, W>;
+  using ByChannel = ChannelMajor<scalar_t, 2, W>;
+  using ByPixel = PixelMajor<scalar_t, 2, W>;
   for_each_tile(pixels, scratch, kShortRun, [&](auto part, auto tile, int64_t) {
     if (tile.singly) {
       with_rows<ByPixel>(part, tile,

@@ -140,11 +140,9 @@ struct Push {
 };
 
 // Of the means first <= a < last.
-template <typename scalar_t, int kNorm>
-void add_push(const Means<accumulate_t<scalar_t>>& means, int64_t first, int64_t last,
-              const Scratch<accumulate_t<scalar_t>>& scratch, accumulate_t<scalar_t> delta,
-              double* squares, double* push) {
-  using T = accumulate_t<scalar_t>;
+template <typename T, int kNorm>
+void add_push(const Means<T>& means, int64_t first, int64_t last, const Scratch<T>& scratch,
+              T delta, double* squares, double* push) {
   const int64_t padded = padded_channels(means.channels);
   const int64_t step = tile_pixels(means.channels);
   for (int64_t begin = 0; begin < means.count; begin += step) {
