@@ -19,7 +19,8 @@ from discloss_cuda import discriminative_loss, discriminative_loss_packed
 pytestmark = pytest.mark.filterwarnings("ignore:Synchronization debug mode:UserWarning")
 
 on_cuda = pytest.mark.parametrize("device", ["cuda"], indirect=True)
-KINDS = ("dense", "packed", "terms", "packed terms")
+# The large ones take one launch a pass on every card; the others may take a single one for all.
+KINDS = ("dense", "packed", "terms", "packed terms", "large dense", "large packed")
 MAX_INSTANCES = 12
 
 
@@ -34,13 +35,15 @@ class Call:
 
     @staticmethod
     def make(kind: str, device: torch.device, seed: int = 0) -> Call:
-        """Two images or clouds of about 5000 pixels and up to 11 instances; id 0 is ignored."""
+        """Two images or clouds of about 5000 pixels (large: 12000) and up to 11 instances; id 0
+        is ignored."""
+        side = 3 if "large" in kind else 2
         generator = torch.Generator().manual_seed(seed)
-        embeddings = torch.randn(2, 8, 70, 74, generator=generator)
+        embeddings = torch.randn(2, 8, 35 * side, 37 * side, generator=generator)
         labels = torch.randint(0, 12, (2, 35, 37), generator=generator)
-        labels = labels.repeat_interleave(2, 1).repeat_interleave(2, 2)
+        labels = labels.repeat_interleave(side, 1).repeat_interleave(side, 2)
         offsets = None
-        if kind.startswith("packed"):
+        if "packed" in kind:
             embeddings = embeddings.movedim(1, -1).reshape(-1, 8)
             labels = labels.flatten()
             offsets = torch.tensor([0, 4000 + seed, len(labels)]).to(device)
@@ -75,9 +78,10 @@ def assert_equal(ours: list[Tensor], expected: list[Tensor]) -> None:
         assert one.isfinite().all()
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"], indirect=True)
 @pytest.mark.parametrize("kind", KINDS)
 def test_inputs_of_this_file(kind: str, device: torch.device) -> None:
-    """On every device: other numbers give other results, copied in place or not."""
+    """Other numbers give other results, copied in place or not."""
     call, other = Call.make(kind, device), Call.make(kind, device, seed=1)
     first, second = call(), other()
     assert not torch.equal(first[-1], second[-1])
