@@ -489,7 +489,7 @@ def test_a_call_that_does_nothing() -> None:
     problem = workloads.build(PROBLEMS["clouds"], torch.float32, "cpu")
     known = baselines.implementations(quick=True)[0].make(problem)
     subject = timing.Subject(known, problem.embeddings)
-    with _ops.use(nothing.ops()), torch.profiler.profile() as profile:
+    with _ops.use(nothing.ops()), torch.profiler.profile(acc_events=True) as profile:
         timing.both(subject)
     assert problem.embeddings.grad is not None
     assert problem.embeddings.grad.shape == problem.embeddings.shape

@@ -124,13 +124,12 @@ def _largest_allocation(device: torch.device, function: Callable[[], Any]) -> tu
         result = function()
         return result, torch.cuda.max_memory_allocated() - before
     cpu = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=cpu, profile_memory=True) as profile:
+    with torch.profiler.profile(activities=cpu, profile_memory=True, acc_events=True) as profile:
         result = function()
     events = profile.profiler.kineto_results.events()
     return result, max(event.nbytes() for event in events if event.name() == "[memory]")
 
 
-@pytest.mark.filterwarnings("ignore:.*Profiler clears events:UserWarning")  # torch 2.11
 @pytest.mark.parametrize("name", ["long_d8", "image_d16", "aligned_d32"])
 def test_what_was_saved_may_lie_at_any_address(device: torch.device, name: str) -> None:
     """Hooks on saved tensors may pack them into one buffer, say."""
