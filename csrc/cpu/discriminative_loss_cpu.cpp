@@ -158,7 +158,6 @@ at::Tensor backward(const std::optional<at::Tensor>& grad_loss,
   const Images images = images_of(slots, bounds);
   const EmbeddingView view = readable_view(embeddings, offsets.has_value());
   const GradientBuffer buffer = gradient_buffer(new_tensor_like(embeddings), offsets.has_value());
-  prefer_huge_pages(buffer.view.tensor);
   AT_DISPATCH_FLOATING_TYPES_AND2(
       at::kHalf, at::kBFloat16, embeddings.scalar_type(), "discloss_cuda::backward", [&] {
         using accscalar_t = accumulate_t<scalar_t>;

@@ -16,20 +16,34 @@
 
 namespace discloss::cpu {
 
+// A hint to use pages of 2 MB, for new memory that nothing has been written to.
+inline void prefer_huge_pages([[maybe_unused]] void* begin, [[maybe_unused]] size_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  (void)madvise(begin, bytes, MADV_HUGEPAGE);  // where the system cannot, nothing changes
+#endif
+}
+
 // As torch's, but what one call has freed fits the next. Asked for aligned memory, the C library
 // takes some bytes more than it gives back as one piece: the next gradient then does not fit where
 // the last one was, the heap grows by new pages, and is cut off again a few calls later.
 class CpuAllocator final : public c10::Allocator {
  public:
   c10::DataPtr allocate(size_t bytes) override {
-    constexpr uintptr_t kCacheLine = 64;
-    void* memory = std::malloc(bytes + kCacheLine);
+    // What the C library takes from the system and gives back to it: huge pages, in which nothing
+    // else is ever kept. Aligned, or both ends would be in small ones.
+    constexpr size_t kFromSystem = size_t{32} << 20;
+    constexpr size_t kCacheLine = 64, kHugePage = size_t{2} << 20;
+    const size_t alignment = bytes >= kFromSystem ? kHugePage : kCacheLine;
+    void* memory = std::malloc(bytes + alignment);
     TORCH_CHECK_WITH(OutOfMemoryError, memory != nullptr,
                      "discloss_cuda: can't allocate memory: ", bytes, " bytes");
     c10::profiledCPUMemoryReporter().New(memory, bytes);
-    const uintptr_t line =
-        (reinterpret_cast<uintptr_t>(memory) + kCacheLine - 1) / kCacheLine * kCacheLine;
-    return {reinterpret_cast<void*>(line), memory, &release, at::kCPU};
+    const auto address = reinterpret_cast<uintptr_t>(memory);
+    void* aligned = reinterpret_cast<void*>((address + alignment - 1) / alignment * alignment);
+    if (bytes >= kFromSystem) {
+      prefer_huge_pages(aligned, bytes / kHugePage * kHugePage);
+    }
+    return {aligned, memory, &release, at::kCPU};
   }
   void copy_data(void* to, const void* from, std::size_t bytes) const override {
     default_copy_data(to, from, bytes);
@@ -59,23 +73,6 @@ inline at::Tensor new_tensor_like(const at::Tensor& tensor) {
                            : at::infer_dense_strides(tensor.sizes(), tensor.strides());
   return at::detail::empty_strided_generic(tensor.sizes(), strides, cpu_allocator(), kCpuKeys,
                                            tensor.scalar_type());
-}
-
-// A hint to use pages of 2 MB, for new memory that nothing has been written to. Only for sizes that
-// the C library takes from the system and gives back to it, so that nothing else is ever kept in
-// that memory.
-inline void prefer_huge_pages([[maybe_unused]] const at::Tensor& tensor) {
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-  constexpr uintptr_t kHugePage = uintptr_t{2} << 20;
-  constexpr size_t kFromSystem = size_t{32} << 20;
-  if (tensor.nbytes() >= kFromSystem) {
-    const auto address = reinterpret_cast<uintptr_t>(tensor.mutable_data_ptr());
-    const uintptr_t begin = (address + kHugePage - 1) / kHugePage * kHugePage;
-    const uintptr_t end = (address + tensor.nbytes()) / kHugePage * kHugePage;
-    // Where the system cannot, its answer changes nothing.
-    (void)madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-  }
-#endif
 }
 
 }  // namespace discloss::cpu
