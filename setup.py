@@ -1,4 +1,4 @@
-"""Builds ``discloss_cuda._C``: csrc/*.cpp and csrc/cpu on every machine, csrc/cuda where nvcc is.
+"""Builds ``discloss_cuda._C``: csrc/*.cpp and csrc/*/cpu everywhere, csrc/*/cuda where nvcc is.
 
 nvcc compiles only sources without torch headers, and its runtime is linked statically. So the
 CUDA backend builds beside any build of torch, and the module imports wherever that torch does.
@@ -84,20 +84,20 @@ def gencode_flags(architectures: list[str]) -> list[str]:
 
 
 def kernel_objects(build: str) -> Path:
-    """Where the objects of csrc/cuda/*.cu are kept: nvcc adds flags that ninja does not see."""
+    """Where the objects of csrc/*/cuda/*.cu are kept: nvcc adds flags that ninja does not see."""
     flags = os.environ.get("NVCC_APPEND_FLAGS", "")
     suffix = f"-{hashlib.sha256(flags.encode()).hexdigest()[:12]}" if flags else ""
     return Path(build, f"nvcc{suffix}")
 
 
 def compile_kernels(toolkit: Toolkit, directory: Path) -> list[str]:
-    """Objects of csrc/cuda/*.cu, compiled by ninja where a source, header or flag has changed."""
+    """Objects of csrc/*/cuda/*.cu, compiled by ninja where a source, header or flag has changed."""
     jobs = os.environ.get("MAX_JOBS", str(os.cpu_count()))
     targets = gencode_flags(cuda_architectures(toolkit))
-    command = [str(toolkit.nvcc), *NVCC_FLAGS, *targets, f"--threads={jobs}"]
+    command = [str(toolkit.nvcc), *NVCC_FLAGS, f"-I{ROOT / 'csrc'}", *targets, f"--threads={jobs}"]
     lines = [NVCC_RULE.format(command=shlex.join(command).replace("$", "$$"))]
     objects = []
-    for source in sorted(ROOT.glob("csrc/cuda/*.cu")):
+    for source in sorted(ROOT.glob("csrc/*/cuda/*.cu")):
         objects.append(str(directory / f"{source.name}.o"))
         output, origin = (re.sub(r"([$: ])", r"$\1", path) for path in (objects[-1], str(source)))
         lines.append(f"build {output}: nvcc {origin}")
@@ -108,7 +108,7 @@ def compile_kernels(toolkit: Toolkit, directory: Path) -> list[str]:
 
 
 def compiled_module(toolkit: Toolkit | None) -> CppExtension:
-    folders = ["csrc", "csrc/cpu"] + ["csrc/cuda"] * (toolkit is not None)
+    folders = ["csrc", "csrc/*/cpu"] + ["csrc/*/cuda"] * (toolkit is not None)
     sources = [path for folder in folders for path in sorted(ROOT.glob(f"{folder}/*.cpp"))]
     architectures = cuda_architectures(toolkit) if toolkit else []
     openmp = "-fopenmp" if torch.backends.openmp.is_available() else "-fopenmp-simd"

@@ -17,14 +17,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import aims
-import exact
-import memory
-import report
 import torch
-from baselines import COMPILED, COMPILED_QUICK, FORMULATIONS
-from measure import DTYPES, Settings, measure
-from workloads import WORKLOADS, Workload
+from measuring import aims, exact, memory, report
+from measuring.baselines import COMPILED, COMPILED_QUICK, FORMULATIONS
+from measuring.measure import DTYPES, Settings, measure
+from measuring.workloads import WORKLOADS, Workload
 
 AUTOMATIC = Path("DATE-machine.json")  # stands for the name that `report.default_file` gives
 

@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "autograd.h"
+#include "loss/autograd.h"
 #include "schemas.h"
 
 namespace discloss {

@@ -3,7 +3,7 @@
 
 #include <torch/library.h>
 
-#include "check.h"
+#include "common/check.h"
 
 namespace discloss {
 

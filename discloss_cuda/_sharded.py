@@ -256,8 +256,8 @@ def _pulls(
     def of_chunk(image: int, x: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
         with torch.inference_mode(False), torch.enable_grad():
             v = (x - columns[image].index_select(1, row)).requires_grad_()
-            squares = torch.relu(reference._norm(v.t(), parameters.norm) - parameters.delta_var)
-            squares = squares.square()
+            norms = reference.loss._norm(v.t(), parameters.norm)
+            squares = torch.relu(norms - parameters.delta_var).square()
             (of_v,) = torch.autograd.grad(squares.sum(), v)
         return of_v, squares.detach()
 

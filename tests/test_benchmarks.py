@@ -23,19 +23,11 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
-import aims
-import baselines
 import bench_loss
 import compare
-import exact
-import measure
-import memory
-import nothing
-import report
-import timing
-import workloads
-from baselines import Implementation
-from workloads import LabelMap, Problem, Workload
+from measuring import aims, baselines, exact, measure, memory, nothing, report, timing, workloads
+from measuring.baselines import Implementation
+from measuring.workloads import LabelMap, Problem, Workload
 
 from discloss_cuda import _ops, reference
 
@@ -596,7 +588,7 @@ def test_the_script_for_a_gpu_names_what_is_there(tmp_path: Path) -> None:
     builds = [command for command in commands if "--build-lib" in command]
     macros = [command[1].removeprefix("NVCC_APPEND_FLAGS=").split() for command in builds]
     assert macros[0] == []
-    source = "".join(path.read_text() for path in (root / "csrc" / "cuda").iterdir())
+    source = "".join(path.read_text() for path in (root / "csrc").glob("*/cuda/*"))
     for (macro,) in macros[1:]:  # a name that the kernels do not have would change nothing
         assert f"#ifndef {macro.removeprefix('-D').partition('=')[0]}\n" in source
     assert len({command[-1] for command in builds}) == len(builds), "folders of their own"

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from budget import DTYPES, HALF, LAYOUTS, assert_within_budget, run
-from cases import INT64_MAX, INT64_MIN, Case, get_case
+from support.budget import DTYPES, HALF, LAYOUTS, assert_within_budget, run
+from support.cases import INT64_MAX, INT64_MIN, Case, get_case
 from torch import Tensor
 
 from discloss_cuda import (
@@ -287,7 +287,7 @@ def test_a_nan_where_no_hinge_is_open(device: torch.device, norm: int) -> None:
 GUARDED = """
 import ctypes, mmap, sys
 import torch
-from budget import LAYOUTS
+from support.budget import LAYOUTS
 from discloss_cuda import discriminative_loss
 
 torch.set_num_threads(1)

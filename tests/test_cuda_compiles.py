@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from cuda_report import (
+from support.cuda_report import (
     ARCHITECTURES,
     CUDA_SOURCES,
     Compiled,
@@ -19,7 +19,7 @@ from cuda_report import (
     most_registers,
     name_of,
 )
-from nvcc import packages, require_toolkit
+from support.nvcc import packages, require_toolkit
 
 from build_tools.nvcc import NvccNotFoundError
 
@@ -61,11 +61,11 @@ def check_memory(kernels: list[Compiled]) -> None:
 
 
 def check_registers(architecture: int, registers: dict[str, int], table: Table) -> None:
-    assert set(table.budgets) == set(registers), "run python tests/cuda_report.py, write budgets"
+    assert set(table.budgets) == set(registers), "run support.cuda_report, write budgets"
     for name, count in registers.items():
         assert count <= table.budgets[name], f"{name} has {count} registers on sm_{architecture}"
     if table.compiler == compiler_version():
-        assert registers == table.registers[architecture], "run python tests/cuda_report.py"
+        assert registers == table.registers[architecture], "run support.cuda_report"
 
 
 def check_instructions(name: str, opcodes: list[str]) -> None:
@@ -189,7 +189,7 @@ def test_table_is_held_against_the_compiler() -> None:
         check_registers(90, {"push_kernel": 60, "new_kernel": 8}, table)
     same = Table(compiler_version(), table.registers, table.budgets)
     check_registers(90, {"push_kernel": 40}, same)
-    with pytest.raises(AssertionError, match=r"run python tests/cuda_report\.py"):
+    with pytest.raises(AssertionError, match=r"run support\.cuda_report"):
         check_registers(90, {"push_kernel": 41}, same)
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from budget import DTYPES, HALF, LAYOUTS, assert_within_budget, expected, run, upstream
-from cases import DENSE, PACKED, Case, clustered_embeddings, get_case
+from support.budget import DTYPES, HALF, LAYOUTS, assert_within_budget, expected, run, upstream
+from support.cases import DENSE, PACKED, Case, clustered_embeddings, get_case
 from torch import Tensor
 
 from discloss_cuda import (

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from op_calls import OpCalls
+from support.op_calls import OpCalls
 from torch import Tensor
 
 import discloss_cuda

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from cases import INT64_MAX, INT64_MIN
 from hypothesis import given
 from hypothesis import strategies as st
+from support.cases import INT64_MAX, INT64_MIN
 from torch import Tensor
 
 from discloss_cuda import discriminative_loss, discriminative_loss_packed

@@ -6,8 +6,8 @@ import functools
 
 import pytest
 import torch
-from budget import DTYPES, LAYOUTS, assert_within_budget, run
-from cases import Case, clustered_embeddings, on, real_clouds, real_labels
+from support.budget import DTYPES, LAYOUTS, assert_within_budget, run
+from support.cases import Case, clustered_embeddings, on, real_clouds, real_labels
 
 from discloss_cuda import discriminative_loss, discriminative_loss_packed
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from budget import DTYPES, assert_within_budget, run
-from cases import DENSE, PACKED, get_case
-from oracle import Options, Upstream, image_loss
+from support.budget import DTYPES, assert_within_budget, run
+from support.cases import DENSE, PACKED, get_case
+from support.oracle import Options, Upstream, image_loss
 from torch import Tensor
 
 from discloss_cuda import reference
@@ -174,7 +174,7 @@ def test_no_shape_depends_on_a_value() -> None:
 
 
 def test_it_does_not_need_the_extension() -> None:
-    folder = str(Path(reference.__file__).parent)
+    folder = str(Path(reference.__file__).parents[1])
     script = (
         "import sys, types; package = types.ModuleType('discloss_cuda'); "
         f"package.__path__ = [{folder!r}]; sys.modules['discloss_cuda'] = package; "

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 import torch
-from budget import DTYPES, Outcome, assert_within_budget, run
-from cases import DENSE, LABEL_DTYPES, PACKED, Case, get_case, labels_of_dtype
-from op_calls import OpCalls
-from ranks import join, spawn
+from support.budget import DTYPES, Outcome, assert_within_budget, run
+from support.cases import DENSE, LABEL_DTYPES, PACKED, Case, get_case, labels_of_dtype
+from support.op_calls import OpCalls
+from support.ranks import join, spawn
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode

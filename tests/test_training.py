@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from ranks import join, spawn
+from support.ranks import join, spawn
 from torch import Tensor, nn
 
 from discloss_cuda import DiscriminativeLoss, discriminative_loss, reference

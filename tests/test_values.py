@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from budget import DTYPES, LAYOUTS, assert_within_budget, run
-from cases import (
+from support.budget import DTYPES, LAYOUTS, assert_within_budget, run
+from support.cases import (
     DENSE,
     LABEL_DTYPES,
     PACKED,

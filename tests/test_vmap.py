@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from op_calls import OpCalls
+from support.op_calls import OpCalls
 from torch import Tensor
 
 from discloss_cuda import (

@@ -1,6 +1,6 @@
 """Runs the package's CUDA kernels on the CPU.
 
-The sources under ``csrc/cuda`` are compiled by the host's C++ compiler against ``emulator.h``,
+The sources under ``csrc/*/cuda`` are compiled by the host's C++ compiler against ``emulator.h``,
 which gives every CUDA thread a fiber, and run in a random legal order. ``load`` registers them as
 ops on CPU tensors under a namespace of their own.
 
@@ -21,7 +21,7 @@ import ctypes
 import functools
 from pathlib import Path
 
-from nvcc import ROOT
+from support.nvcc import ROOT
 
 from .build import HERE, Source, build, emulator_sources, kernel_source
 
@@ -96,12 +96,12 @@ def device() -> Emulator:
     import torch
     from torch.utils import cpp_extension
 
-    includes = [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'csrc' / 'cuda'}"]
+    includes = [f"-I{ROOT / 'csrc'}"]
     torch_includes = [f"-isystem {path}" for path in cpp_extension.include_paths()]
     sources = [
         *emulator_sources(),
         Source(HERE / "binding.cpp", (*includes, *torch_includes)),
-        kernel_source(ROOT / "csrc" / "cuda" / "launch.cu"),
+        kernel_source(ROOT / "csrc" / "loss" / "cuda" / "launch.cu"),
         kernel_source(HERE / "sample_kernels.cu"),
     ]
     libraries = [f"-L{path} -Wl,-rpath,{path}" for path in cpp_extension.library_paths()]

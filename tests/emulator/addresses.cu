@@ -1,7 +1,7 @@
 // Where tiles lie in tensors of any size: the kernels' own arithmetic, called from the host without
 // the memory. Offsets are in elements.
-#include "shares.cuh"
-#include "tile.cuh"
+#include "common/cuda/shares.cuh"
+#include "common/cuda/tile.cuh"
 
 namespace discloss::cuda {
 namespace {

@@ -2,9 +2,9 @@
 // backend's own binding, compiled with three names changed.
 #include <torch/library.h>
 
-#include "autograd.h"
-#include "cuda/current_stream.h"
+#include "common/cuda/current_stream.h"
 #include "emulator.h"
+#include "loss/autograd.h"
 #include "schemas.h"
 
 namespace discloss::cuda {
@@ -28,4 +28,4 @@ TORCH_LIBRARY_IMPL(discloss_cuda_emulated, Autograd, library) {
 #define TORCH_LIBRARY_IMPL(library, key, name) \
   _TORCH_LIBRARY_IMPL(discloss_cuda_emulated, CPU, name, C10_UID)
 
-#include "cuda/discriminative_loss_cuda.cpp"
+#include "loss/cuda/discriminative_loss_cuda.cpp"

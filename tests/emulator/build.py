@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nvcc import ROOT, require_toolkit
+from support.nvcc import ROOT, require_toolkit
 
 HERE = Path(__file__).resolve().parent
 BUILD = ROOT / "build" / "emulator"

@@ -3,7 +3,7 @@
     python tests/mutants/barriers.py [FILE[:LINE] ...]
 
 Without arguments, every ``__syncthreads``, ``__syncthreads_or``, ``__syncwarp`` and
-``cluster_barrier`` under csrc/cuda.
+``cluster_barrier`` under csrc/*/cuda.
 The work is done where that of run.py is. Prints a row of the table in docs/design.md for each.
 """
 
@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from run import COPY, ROOT, copy_extension, copy_tree, report, run_in_copy
 
@@ -43,7 +44,7 @@ TESTS = (
 class Barrier:
     """A call in a source, and the same source without it."""
 
-    file: str
+    path: Path
     line: int
     code: str
     comment: str
@@ -51,7 +52,7 @@ class Barrier:
 
     @property
     def place(self) -> str:
-        return f"{self.file}:{self.line}"
+        return f"{self.path.name}:{self.line}"
 
 
 def end_of_call(source: str, start: int) -> int:
@@ -66,7 +67,7 @@ def end_of_call(source: str, start: int) -> int:
 
 def barriers() -> Iterator[Barrier]:
     """Every barrier of the kernels, in the order of files and lines."""
-    for path in sorted((ROOT / "csrc" / "cuda").glob("*.cu*")):
+    for path in sorted((ROOT / "csrc").glob("*/cuda/*.cu*")):
         source = path.read_text()
         for match in re.finditer(
             r"\b(?:__sync(?:threads\w*|warp)|(?<!void )cluster_barrier)\b", source
@@ -75,7 +76,7 @@ def barriers() -> Iterator[Barrier]:
             argument = source[match.end() : end] if "threads_" in match[0] else "(void)0"
             line = source.count("\n", 0, match.start()) + 1
             yield Barrier(
-                path.name,
+                path,
                 line,
                 source[match.start() : end],
                 source.splitlines()[line - 1].partition("//")[2].strip(),
@@ -94,7 +95,7 @@ def what_noticed(output: str) -> str:
 
 def notice(barrier: Barrier) -> str:
     """What notices that a barrier is missing, or an empty string."""
-    path = COPY / "csrc" / "cuda" / barrier.file
+    path = COPY / barrier.path.relative_to(ROOT)
     original = path.read_text()
     path.write_text(barrier.source_without)
     try:
@@ -120,7 +121,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("places", nargs="*", metavar="FILE[:LINE]")
     places = parser.parse_args().places
-    chosen = [b for b in barriers() if not places or {b.file, b.place} & set(places)]
+    chosen = [b for b in barriers() if not places or {b.path.name, b.place} & set(places)]
     copy_tree()
     copy_extension()
     intact = tests(0)

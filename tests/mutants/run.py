@@ -38,7 +38,9 @@ class Mutant:
     @property
     def needs_build(self) -> bool:
         """Whether the bug is looked for in what setup.py compiles (the emulator builds itself)."""
-        in_sources = re.search(r"^\+\+\+ b/csrc/(?!cuda/)", self.patch.read_text(), re.MULTILINE)
+        in_sources = re.search(
+            r"^\+\+\+ b/csrc/(?!\w+/cuda/)", self.patch.read_text(), re.MULTILINE
+        )
         return in_sources is not None and "cuda_emulated" not in " ".join(self.tests)
 
 

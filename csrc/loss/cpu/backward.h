@@ -1,0 +1,93 @@
+// Backward of one image: pass 3.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "common/cpu/batch.h"
+#include "common/cpu/parts.h"
+#include "kernels.h"
+#include "loss/loss_math.h"
+
+namespace discloss::cpu {
+
+// Weights of the terms of one image, upstream gradients included.
+struct Weights {
+  double alpha;
+  double beta;
+  double gamma;
+};
+
+// What forward saved of one image.
+template <typename accscalar_t>
+struct SavedImage {
+  int64_t instances;         // K
+  const int64_t* counts;     // [K]
+  const accscalar_t* means;  // [K, D]
+  const accscalar_t* pull;   // [K, D]
+  const accscalar_t* push;   // [K, D]
+};
+
+// The tables behind GradientTables.
+template <typename accscalar_t>
+struct GradientTablesMemory {
+  std::vector<accscalar_t> means;
+  std::vector<accscalar_t> shared;
+  std::vector<accscalar_t> factors;
+
+  GradientTables<accscalar_t> tables() const {
+    return {means.data(), shared.data(), factors.data()};
+  }
+};
+
+template <int kNorm, typename accscalar_t>
+GradientTablesMemory<accscalar_t> gradient_tables(const SavedImage<accscalar_t>& saved,
+                                                  const Weights& weights, int64_t channels) {
+  const int64_t padded = padded_channels(channels);
+  // One row at least: ignored pixels look there too, to no effect.
+  const auto rows = static_cast<size_t>(std::max<int64_t>(saved.instances, 1));
+  const size_t size = rows * static_cast<size_t>(padded);
+  GradientTablesMemory<accscalar_t> memory = {std::vector<accscalar_t>(size),
+                                              std::vector<accscalar_t>(size),
+                                              std::vector<accscalar_t>(rows)};
+  for (int64_t k = 0; k < saved.instances; ++k) {
+    const accscalar_t* mean = saved.means + k * channels;
+    accscalar_t sum = 0;
+    for (int64_t d = 0; d < channels; ++d) {
+      sum = Norm<kNorm>::accumulate(sum, mean[d]);
+    }
+    const accscalar_t scale = Norm<kNorm>::scale(accscalar_t(1), Norm<kNorm>::finish(sum));
+    for (int64_t d = 0; d < channels; ++d) {
+      const auto at = static_cast<size_t>(k * padded + d);
+      memory.means[at] = mean[d];
+      memory.shared[at] =
+          shared_gradient(weights.alpha, weights.beta, weights.gamma, saved.pull[k * channels + d],
+                          saved.push[k * channels + d], scale * Norm<kNorm>::direction(mean[d]),
+                          saved.instances, saved.counts[k]);
+    }
+    memory.factors[static_cast<size_t>(k)] =
+        static_cast<accscalar_t>(weights.alpha * pull_factor(saved.instances, saved.counts[k]));
+  }
+  return memory;
+}
+
+// gradient: of image b, laid out by `strides`.
+template <typename scalar_t>
+void image_backward(const BatchPixels<scalar_t>& batch, int64_t b, int64_t parts,
+                    const SavedImage<accumulate_t<scalar_t>>& saved, const Weights& weights,
+                    double delta_var, int64_t norm, scalar_t* gradient, const Strides& strides) {
+  using accscalar_t = accumulate_t<scalar_t>;
+  const auto memory = norm == 1 ? gradient_tables<1>(saved, weights, batch.channels)
+                                : gradient_tables<2>(saved, weights, batch.channels);
+  const auto& kernels = best_kernels<scalar_t>(norm, batch.channels);
+  for_each_part(batch.images.size(b), parts, [&](int64_t, int64_t begin, int64_t end) {
+    ScratchMemory<accscalar_t> scratch(batch.channels);
+    const GradientPixels<scalar_t> out = {gradient + begin * strides.pixel, strides.channel,
+                                          strides.pixel};
+    kernels.write_gradient(batch.range(b, begin, end), memory.tables(),
+                           static_cast<accscalar_t>(delta_var), scratch.scratch(), out);
+  });
+}
+
+}  // namespace discloss::cpu

@@ -1,0 +1,237 @@
+// The ops for CUDA tensors: checks, allocation, the call of a launcher. No device code, and only
+// core headers of torch, so that it compiles against any build of it.
+#include <ATen/ops/empty.h>
+#include <ATen/ops/max.h>
+#include <c10/core/DeviceGuard.h>
+#include <torch/library.h>
+
+#include "common/check.h"
+#include "common/cuda/current_stream.h"
+#include "common/layout.h"
+#include "launch.h"
+#include "loss/discriminative_loss.h"
+
+namespace discloss::cuda {
+namespace {
+
+void check_launch(cudaError_t error) {
+  TORCH_CHECK(error == cudaSuccess, "discloss_cuda: CUDA error: ", cudaGetErrorString(error));
+}
+
+ScalarType scalar_type(at::ScalarType dtype) {
+  switch (dtype) {
+    case at::kDouble:
+      return ScalarType::kFloat64;
+    case at::kHalf:
+      return ScalarType::kFloat16;
+    case at::kBFloat16:
+      return ScalarType::kBFloat16;
+    default:
+      return ScalarType::kFloat32;
+  }
+}
+
+LabelType label_type(at::ScalarType dtype) {
+  switch (dtype) {
+    case at::kBool:
+      return LabelType::kBool;
+    case at::kChar:
+      return LabelType::kInt8;
+    case at::kShort:
+      return LabelType::kInt16;
+    case at::kInt:
+      return LabelType::kInt32;
+    case at::kByte:
+      return LabelType::kUInt8;
+    case at::kUInt16:
+      return LabelType::kUInt16;
+    default:
+      return LabelType::kInt64;
+  }
+}
+
+// offsets must outlive the result.
+Images images_of(const at::Tensor& labels, const std::optional<at::Tensor>& offsets) {
+  if (offsets.has_value()) {
+    return {offsets->numel() - 1, 0, offsets->const_data_ptr<int64_t>()};
+  }
+  const int64_t images = labels.size(0);
+  return {images, images == 0 ? 0 : labels.numel() / images, nullptr};
+}
+
+std::optional<at::Tensor> contiguous(const std::optional<at::Tensor>& tensor) {
+  return tensor.has_value() ? std::optional<at::Tensor>(tensor->contiguous()) : std::nullopt;
+}
+
+Batch batch_of(const EmbeddingView& view, const at::Tensor& labels,
+               const std::optional<at::Tensor>& offsets, int64_t max_instances, int64_t norm) {
+  return {images_of(labels, offsets),
+          labels.numel(),
+          view.tensor.size(1),
+          max_instances,
+          view.strides,
+          scalar_type(view.tensor.scalar_type()),
+          static_cast<int>(norm)};
+}
+
+void check_offsets_on_device(const std::optional<at::Tensor>& offsets, int64_t total,
+                             cudaStream_t stream) {
+  if (offsets.has_value()) {
+    check_launch(launch_check_offsets(offsets->const_data_ptr<int64_t>(), offsets->numel() - 1,
+                                      total, stream));
+  }
+}
+
+at::Tensor allocate_workspace(size_t bytes, const at::Tensor& like) {
+  return at::empty({static_cast<int64_t>(bytes)}, like.options().dtype(at::kByte));
+}
+
+ForwardTuple forward(const at::Tensor& embeddings, const at::Tensor& labels,
+                     const std::optional<at::Tensor>& offsets, int64_t max_instances,
+                     double delta_var, double delta_dist, double alpha, double beta, double gamma,
+                     int64_t norm, at::IntArrayRef ignore_labels, bool squeeze) {
+  check_forward(embeddings, labels, offsets, max_instances, delta_var, delta_dist, norm);
+  const c10::DeviceGuard guard(embeddings.device());
+  const auto stream = current_stream(embeddings.device());
+  const EmbeddingView view = readable_view(embeddings, offsets.has_value());
+  const at::Tensor ids = labels.contiguous();
+  const auto bounds = contiguous(offsets);
+  check_offsets_on_device(bounds, labels.numel(), stream);
+  const Batch batch = batch_of(view, ids, bounds, max_instances, norm);
+  const auto empty = [](at::IntArrayRef sizes, const at::TensorOptions& options) {
+    return at::empty(sizes, options);
+  };
+  const at::Tensor slots = empty(labels.sizes(), embeddings.options().dtype(at::kInt));
+  const ForwardResult r =
+      ForwardResult::allocate(embeddings, slots, batch.images.count, max_instances, squeeze, empty);
+  const ForwardArguments arguments = {batch,
+                                      view.tensor.const_data_ptr(),
+                                      {ids.const_data_ptr(), label_type(ids.scalar_type())},
+                                      ignore_labels.data(),
+                                      static_cast<int64_t>(ignore_labels.size()),
+                                      delta_var,
+                                      delta_dist,
+                                      alpha,
+                                      beta,
+                                      gamma,
+                                      r.loss.mutable_data_ptr(),
+                                      r.variance.mutable_data_ptr(),
+                                      r.distance.mutable_data_ptr(),
+                                      r.regularization.mutable_data_ptr(),
+                                      r.slots.mutable_data_ptr<int32_t>(),
+                                      r.instances.mutable_data_ptr<int64_t>(),
+                                      r.counts.mutable_data_ptr<int64_t>(),
+                                      r.means.mutable_data_ptr(),
+                                      r.pull.mutable_data_ptr(),
+                                      r.push.mutable_data_ptr()};
+  size_t bytes = 0;
+  check_launch(forward_workspace(arguments, &bytes));
+  const at::Tensor workspace = allocate_workspace(bytes, embeddings);
+  check_launch(launch_forward(arguments, workspace.mutable_data_ptr(), stream));
+  return r.as_tuple();
+}
+
+Upstream upstream(const std::optional<at::Tensor>& gradient) {
+  if (!gradient.has_value()) {
+    return {nullptr, 0};
+  }
+  return {gradient->const_data_ptr(), image_stride(*gradient)};
+}
+
+at::Tensor backward(const std::optional<at::Tensor>& grad_loss,
+                    const std::optional<at::Tensor>& grad_variance,
+                    const std::optional<at::Tensor>& grad_distance,
+                    const std::optional<at::Tensor>& grad_regularization,
+                    const at::Tensor& embeddings, const std::optional<at::Tensor>& offsets,
+                    const at::Tensor& slots, const at::Tensor& instances, const at::Tensor& counts,
+                    const at::Tensor& means, const at::Tensor& pull, const at::Tensor& push,
+                    double delta_var, double /*delta_dist*/, double alpha, double beta,
+                    double gamma, int64_t norm) {
+  check_backward({&grad_loss, &grad_variance, &grad_distance, &grad_regularization}, embeddings,
+                 slots, instances, counts, means, pull, push);
+  const c10::DeviceGuard guard(embeddings.device());
+  const EmbeddingView view = readable_view(embeddings, offsets.has_value());
+  const GradientBuffer gradient = gradient_buffer(at::empty_like(embeddings), offsets.has_value());
+  const auto bounds = contiguous(offsets);
+  const BackwardArguments arguments = {batch_of(view, slots, bounds, counts.size(1), norm),
+                                       upstream(grad_loss),
+                                       upstream(grad_variance),
+                                       upstream(grad_distance),
+                                       upstream(grad_regularization),
+                                       view.tensor.const_data_ptr(),
+                                       slots.const_data_ptr<int32_t>(),
+                                       instances.const_data_ptr<int64_t>(),
+                                       counts.const_data_ptr<int64_t>(),
+                                       means.const_data_ptr(),
+                                       pull.const_data_ptr(),
+                                       push.const_data_ptr(),
+                                       delta_var,
+                                       alpha,
+                                       beta,
+                                       gamma,
+                                       gradient.view.tensor.mutable_data_ptr(),
+                                       gradient.view.strides};
+  size_t bytes = 0;
+  check_launch(backward_workspace(arguments, &bytes));
+  const at::Tensor workspace = allocate_workspace(bytes, embeddings);
+  check_launch(launch_backward(arguments, workspace.mutable_data_ptr(),
+                               current_stream(embeddings.device())));
+  return gradient.finish();
+}
+
+// Counts up to a limit that is nearly always enough, and up to a larger one where it is not: each
+// round reads one number back to the host.
+c10::SymInt count_instances(const at::Tensor& labels, const std::optional<at::Tensor>& offsets,
+                            at::IntArrayRef ignore_labels) {
+  check_labels(labels, offsets);
+  const c10::DeviceGuard guard(labels.device());
+  const auto stream = current_stream(labels.device());
+  check_launch(refuse_capture(stream));
+  const at::Tensor ids = labels.contiguous();
+  const auto bounds = contiguous(offsets);
+  check_offsets_on_device(bounds, labels.numel(), stream);
+  const Images images = images_of(ids, bounds);
+  if (images.count == 0) {
+    return 0;
+  }
+  const at::Tensor count = at::empty({images.count}, labels.options().dtype(at::kInt));
+  for (int64_t limit = 2048;; limit *= 16) {
+    const CountArguments arguments = {images,
+                                      labels.numel(),
+                                      {ids.const_data_ptr(), label_type(ids.scalar_type())},
+                                      ignore_labels.data(),
+                                      static_cast<int64_t>(ignore_labels.size()),
+                                      limit,
+                                      count.mutable_data_ptr<int32_t>()};
+    size_t bytes = 0;
+    check_launch(count_workspace(arguments, &bytes));
+    const at::Tensor workspace = allocate_workspace(bytes, labels);
+    check_launch(launch_count(arguments, workspace.mutable_data_ptr(), stream));
+    const int64_t most = at::max(count).item<int64_t>();
+    if (most <= limit) {
+      return most;
+    }
+  }
+}
+
+at::Tensor batch_offsets(const at::Tensor& batch, int64_t batch_size) {
+  check_batch(batch, batch_size);
+  const c10::DeviceGuard guard(batch.device());
+  const at::Tensor indices = batch.contiguous();
+  const at::Tensor offsets = at::empty({batch_size + 1}, batch.options());
+  check_launch(launch_batch_offsets(indices.const_data_ptr<int64_t>(), batch.numel(), batch_size,
+                                    offsets.mutable_data_ptr<int64_t>(),
+                                    current_stream(batch.device())));
+  return offsets;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(discloss_cuda, CUDA, library) {
+  library.impl("forward", forward);
+  library.impl("backward", backward);
+  library.impl("count_instances", count_instances);
+  library.impl("batch_offsets", batch_offsets);
+}
+
+}  // namespace discloss::cuda

@@ -1,0 +1,225 @@
+// Pass 3 over the pixels, the whole of backward:
+//
+//   dL/dx_i = 2 alpha/(K N_k) h_i d|v_i| + (P_k + R_k - S_k) / N_k
+//
+// with the weights of each image multiplied by its upstream gradients (docs/design.md).
+#pragma once
+
+#include "common/cuda/pixel.cuh"
+#include "common/cuda/portability.cuh"
+#include "common/cuda/tile.cuh"
+#include "launch.h"
+#include "loss/loss_math.h"
+#include "pull_kernels.cuh"
+
+namespace discloss::cuda {
+
+struct Weights {
+  double alpha;
+  double beta;
+  double gamma;
+};
+
+struct Upstreams {
+  Upstream loss;
+  Upstream variance;
+  Upstream distance;
+  Upstream regularization;
+};
+
+template <typename accscalar_t>
+__device__ __forceinline__ double upstream_of(const Upstream& upstream, int64_t image) {
+  return upstream.data == nullptr ? 0.0
+                                  : static_cast<double>(static_cast<const accscalar_t*>(
+                                        upstream.data)[image * upstream.stride]);
+}
+
+// The weights of an image's terms in the sum that is differentiated.
+template <typename accscalar_t>
+__device__ inline Weights upstream_weights(const Weights& weights, const Upstreams& upstreams,
+                                           int64_t image) {
+  const double loss = upstream_of<accscalar_t>(upstreams.loss, image);
+  return {weights.alpha * loss + upstream_of<accscalar_t>(upstreams.variance, image),
+          weights.beta * loss + upstream_of<accscalar_t>(upstreams.distance, image),
+          weights.gamma * loss + upstream_of<accscalar_t>(upstreams.regularization, image)};
+}
+
+// What backward needs of the forward pass about the instances.
+template <typename accscalar_t>
+struct Instances {
+  int64_t max_instances;     // M
+  int64_t channels;          // D
+  const int64_t* instances;  // [B]
+  const int64_t* counts;     // [B, M]
+  const accscalar_t* means;  // [B, M, D]
+  const accscalar_t* pull;   // [B, M, D]
+  const accscalar_t* push;   // [B, M, D]
+};
+
+// A warp owns instance (b, k), then the next.
+//   factors [B, M] = 2 alpha/(K N_k)    shared_gradients [B, M, D] = (P_k + R_k - S_k) / N_k
+template <typename accscalar_t, int kNorm>
+__device__ inline void instance_gradients(const Instances<accscalar_t>& all, int64_t images,
+                                          const Weights& weights, const Upstreams& upstreams,
+                                          accscalar_t* factors, accscalar_t* shared_gradients) {
+  const int lane = threadIdx.x % 32;
+  for (int64_t row = first_warp(); row < images * all.max_instances; row += all_warps()) {
+    const int64_t image = row / all.max_instances;
+    const int64_t instances = all.instances[image], pixels = all.counts[row];
+    if (row % all.max_instances >= instances) {
+      continue;  // the whole warp
+    }
+    const accscalar_t* mean = all.means + row * all.channels;
+    accscalar_t sum = 0;
+    for (int64_t d = lane; d < all.channels; d += 32) {
+      sum = Norm<kNorm>::accumulate(sum, mean[d]);
+    }
+    const accscalar_t norm = Norm<kNorm>::finish(warp_sum(sum));
+    const accscalar_t mean_scale = Norm<kNorm>::scale(accscalar_t(1), norm);
+    const Weights w = upstream_weights<accscalar_t>(weights, upstreams, image);
+    for (int64_t d = lane; d < all.channels; d += 32) {
+      const int64_t at = row * all.channels + d;
+      shared_gradients[at] =
+          shared_gradient(w.alpha, w.beta, w.gamma, all.pull[at], all.push[at],
+                          mean_scale * Norm<kNorm>::direction(mean[d]), instances, pixels);
+    }
+    if (lane == 0) {
+      factors[row] = static_cast<accscalar_t>(w.alpha * pull_factor(instances, pixels));
+    }
+  }
+}
+
+template <typename accscalar_t, int kNorm>
+__global__ void __launch_bounds__(128, 6)
+    instance_gradients_kernel(Instances<accscalar_t> all, int64_t images, Weights weights,
+                              Upstreams upstreams, accscalar_t* factors,
+                              accscalar_t* shared_gradients) {
+  follow_previous_kernel();
+  instance_gradients<accscalar_t, kNorm>(all, images, weights, upstreams, factors,
+                                         shared_gradients);
+}
+
+// Per launch.
+struct GradientPlan {
+  TileShape tile;
+  Shares shares;
+  size_t shared_bytes;  // [tile.channels, pitch] and norms [T] accscalar_t, slots [T] int32
+};
+
+// What pass 3 works on.
+template <typename scalar_t, typename accscalar_t = typename Accumulate<scalar_t>::type>
+struct GradientPass {
+  GradientPlan plan;
+  Images images;
+  Global<const scalar_t*> embeddings;
+  const int32_t* slots;                 // [pixels]
+  const accscalar_t* means;             // [B, M, D]
+  const accscalar_t* factors;           // [B, M]
+  const accscalar_t* shared_gradients;  // [B, M, D]
+  int64_t max_instances;
+  int64_t channels;
+  double delta_var;
+  Global<scalar_t*> gradient;
+};
+
+// A tile's columns are overwritten by their gradient.
+template <typename scalar_t, int kNorm>
+__device__ __forceinline__ void write_gradient(const GradientPass<scalar_t>& a) {
+  using accscalar_t = typename Accumulate<scalar_t>::type;
+  DISCLOSS_DYNAMIC_SHARED(raw);
+  const GradientPlan& plan = a.plan;
+  const Images& images = a.images;
+  const int64_t channels = a.channels;
+  const int pitch = plan.tile.pitch;
+  auto* tile = reinterpret_cast<accscalar_t*>(raw);
+  accscalar_t* norms = tile + plan.tile.channels * pitch;
+  auto* tile_slots = reinterpret_cast<int32_t*>(norms + plan.tile.pixels);
+  const bool one_chunk = channels <= plan.tile.channels;
+
+  for_each_stretch(images, plan.shares, [&](const Stretch& stretch) {
+    const int64_t image = stretch.image, table = image * a.max_instances;
+    const PixelColumns<kNorm, accscalar_t> columns = {a.means + table * channels, channels, pitch};
+    for_each_tile(stretch, plan.tile.pixels, [&](int64_t first_pixel, int pixels) {
+      const auto source = [&](int64_t c, int rows) {
+        return tile_source(a.embeddings, images, image, first_pixel, pixels, c, rows);
+      };
+      for (int i = threadIdx.x; i < pixels; i += blockDim.x) {
+        tile_slots[i] = a.slots[images.begin(image) + first_pixel + i];
+      }
+      for (int64_t c = 0; c < channels; c += plan.tile.channels) {
+        const int rows = rows_of_chunk(channels, c, plan.tile);
+        load_tile<kTileBatch<scalar_t>>(source(c, rows), tile, pitch);
+        __syncthreads();  // the tile and its slots are there
+        columns.add_norms(tile, tile_slots, pixels, c, rows, norms);
+        __syncthreads();  // the tile has been read
+      }
+      // From here norms [T] holds 2 alpha/(K N_k) scale(h_i, |v_i|).
+      for (int i = threadIdx.x; i < pixels; i += blockDim.x) {
+        if (tile_slots[i] >= 0) {
+          const accscalar_t norm = Norm<kNorm>::finish(norms[i]);
+          const accscalar_t h = hinge(norm - static_cast<accscalar_t>(a.delta_var));
+          norms[i] = a.factors[table + tile_slots[i]] * Norm<kNorm>::scale(h, norm);
+        }
+      }
+      for (int64_t c = 0; c < channels; c += plan.tile.channels) {
+        const int rows = rows_of_chunk(channels, c, plan.tile);
+        if (!one_chunk) {
+          load_tile<1>(source(c, rows), tile, pitch);
+          __syncthreads();  // the chunk is there
+        }
+        for (int i = threadIdx.x; i < pixels; i += blockDim.x) {
+          const int64_t at = (table + tile_slots[i]) * channels + c;
+          for (int r = 0; r < rows; ++r) {
+            accscalar_t g = 0;
+            if (tile_slots[i] >= 0) {
+              const accscalar_t v = tile[r * pitch + i] - a.means[at + r];
+              g = norms[i] * Norm<kNorm>::direction(v) + a.shared_gradients[at + r];
+            }
+            tile[r * pitch + i] = g;
+          }
+        }
+        __syncthreads();  // the tile holds the gradient
+        store_tile<scalar_t>(tile, pitch,
+                             tile_source(a.gradient, images, image, first_pixel, pixels, c, rows));
+        __syncthreads();  // it has been stored: the next tile may be loaded
+      }
+    });
+  });
+}
+
+template <typename scalar_t, int kNorm>
+__global__ void __launch_bounds__(kPassThreads, resident_blocks(0))
+    gradient_kernel(GradientPass<scalar_t> pass) {
+  follow_previous_kernel();
+  write_gradient<scalar_t, kNorm>(pass);
+}
+
+// The same for the usual numbers of channels, a pixel in the registers of one thread: no shared
+// memory, no barrier.
+template <typename scalar_t, int kChannels>
+__global__ void __launch_bounds__(kPassThreads, resident_blocks(kChannels))
+    gradient_in_registers_kernel(GradientPass<scalar_t> a) {
+  follow_previous_kernel();
+  for_each_stretch(a.images, a.plan.shares, [&](const Stretch& stretch) {
+    const int32_t* slots = a.slots + a.images.begin(stretch.image);
+    const int64_t from = a.images.embedding(stretch.image, a.embeddings.strides);
+    const int64_t to = a.images.embedding(stretch.image, a.gradient.strides);
+    for (int64_t i = stretch.begin + threadIdx.x; i < stretch.end; i += blockDim.x) {
+      Pixel<kChannels> pixel;
+      pixel.load(a.embeddings, from + i * a.embeddings.strides.pixel);
+      const int32_t slot = slots[i];
+      if (slot < 0) {
+        pixel.clear();
+      } else {
+        const int64_t row = stretch.image * a.max_instances + slot;
+        const float norm = Norm<2>::finish(pixel.subtract(a.means + row * kChannels));
+        const float h = hinge(norm - static_cast<float>(a.delta_var));
+        pixel.scale_and_add(a.factors[row] * Norm<2>::scale(h, norm),
+                            a.shared_gradients + row * kChannels);
+      }
+      pixel.store(a.gradient, to + i * a.gradient.strides.pixel);
+    }
+  });
+}
+
+}  // namespace discloss::cuda
