@@ -38,10 +38,9 @@ class Mutant:
     @property
     def needs_build(self) -> bool:
         """Whether the bug is looked for in what setup.py compiles (the emulator builds itself)."""
-        in_sources = re.search(
-            r"^\+\+\+ b/csrc/(?!\w+/cuda/)", self.patch.read_text(), re.MULTILINE
-        )
-        return in_sources is not None and "cuda_emulated" not in " ".join(self.tests)
+        host_source = re.compile(r"^\+\+\+ b/csrc/(?!\w+/cuda/)", re.MULTILINE)
+        emulated = "cuda_emulated" in " ".join(self.tests)
+        return host_source.search(self.patch.read_text()) is not None and not emulated
 
 
 def read_mutants(names: list[str]) -> list[Mutant]:
