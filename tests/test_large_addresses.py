@@ -5,17 +5,14 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 from emulator.build import HERE, build, emulator_sources, kernel_source
-from support.nvcc import ROOT
 
 
 @pytest.fixture(scope="module")
 def library() -> ctypes.CDLL:
     source = kernel_source(HERE / "addresses.cu")
-    source = replace(source, flags=(*source.flags, f"-I{ROOT / 'csrc'}"))
     return ctypes.CDLL(str(build("addresses", [*emulator_sources(), source])))
 
 

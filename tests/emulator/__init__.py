@@ -96,11 +96,10 @@ def device() -> Emulator:
     import torch
     from torch.utils import cpp_extension
 
-    includes = [f"-I{ROOT / 'csrc'}"]
     torch_includes = [f"-isystem {path}" for path in cpp_extension.include_paths()]
     sources = [
         *emulator_sources(),
-        Source(HERE / "binding.cpp", (*includes, *torch_includes)),
+        Source(HERE / "binding.cpp", torch_includes),
         kernel_source(ROOT / "csrc" / "loss" / "cuda" / "launch.cu"),
         kernel_source(HERE / "sample_kernels.cu"),
     ]

@@ -71,7 +71,8 @@ def kernel_source(path: Path) -> Source:
 
 
 def _ninja_file(sources: Sequence[Source], library: str, link_flags: Sequence[str]) -> str:
-    includes = [f"-I{HERE}", *(f"-isystem {path}" for path in require_toolkit().include_dirs)]
+    toolkit = (f"-isystem {path}" for path in require_toolkit().include_dirs)
+    includes = [f"-I{HERE}", f"-I{ROOT / 'csrc'}", *toolkit]
     lines = [
         f"cxx = {os.environ.get('CXX', 'g++')}",  # clang checks no alignment of whole structs
         f"flags = {' '.join([*FLAGS, *includes])}",
