@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "loss/loss_math.h"
+#include "host_device.h"
 
 namespace discloss {
 

@@ -9,22 +9,9 @@
 #include <cmath>
 #include <cstdint>
 
-// Always inlined: the CPU backend compiles these for several instruction sets, and one that is
-// emitted as a function would be shared among them.
-#if defined(__CUDACC__)
-#define DISCLOSS_HOST_DEVICE __host__ __device__ __forceinline__
-#elif defined(__GNUC__)
-#define DISCLOSS_HOST_DEVICE inline __attribute__((always_inline))
-#else
-#define DISCLOSS_HOST_DEVICE inline
-#endif
+#include "common/host_device.h"
 
 namespace discloss {
-
-template <typename T>
-DISCLOSS_HOST_DEVICE T select(bool condition, T yes, T no) {
-  return condition ? yes : no;
-}
 
 // [t]_+ ; its derivative is (t > 0), so that value and derivative are 0 exactly on the hinge.
 template <typename T>
