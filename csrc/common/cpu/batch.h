@@ -1,16 +1,14 @@
 // A batch as the kernels see it.
 #pragma once
 
-#include <ATen/Version.h>
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
-#include <memory>
-#include <string>
+#include <optional>
 
 #include "common/layout.h"
 #include "common/strides.h"
-#include "loss/cpu/kernels.h"
+#include "pixels.h"
 
 namespace discloss::cpu {
 
@@ -63,47 +61,5 @@ struct BatchPixels {
             last - begin};
   }
 };
-
-// The memory behind Scratch, in whole cache lines: a vector that lies across two costs twice.
-template <typename accscalar_t>
-class ScratchMemory {
- public:
-  explicit ScratchMemory(int64_t channels)
-      : pitch_(tile_pitch(channels)),
-        lines_(
-            new Line[static_cast<size_t>(pitch_ * (padded_channels(channels) + 2)) / kLineNumbers]),
-        runs_(new Run[static_cast<size_t>(pitch_)]) {}
-
-  Scratch<accscalar_t> scratch() {
-    accscalar_t* numbers = lines_[0].numbers;
-    return {numbers + 2 * pitch_, numbers, numbers + pitch_, runs_.get()};
-  }
-
- private:
-  static constexpr int64_t kLineBytes = 64, kLineNumbers = kLineBytes / sizeof(accscalar_t);
-  struct alignas(kLineBytes) Line {
-    accscalar_t numbers[kLineNumbers];
-  };
-
-  int64_t pitch_;
-  // Not cleared: nothing is read that was not written.
-  std::unique_ptr<Line[]> lines_;
-  std::unique_ptr<Run[]> runs_;
-};
-
-// The best table that this processor can run, within what ATEN_CPU_CAPABILITY allows torch.
-template <typename scalar_t>
-const Kernels<scalar_t>& best_kernels(int64_t norm, int64_t channels) {
-#if defined(__x86_64__)
-  static const std::string capability = at::get_cpu_capability();
-  if (capability == "AVX512") {
-    return avx512::kernels<scalar_t>(norm, channels);
-  }
-  if (capability == "AVX2") {
-    return avx2::kernels<scalar_t>(norm, channels);
-  }
-#endif
-  return baseline::kernels<scalar_t>(norm, channels);
-}
 
 }  // namespace discloss::cpu

@@ -1,10 +1,9 @@
 // A SIMD vector of numbers, so that each loop over pixels is written once and compiled for every
 // instruction set.
 //
-// This header and those above it (storage.h, tile.h, channel_major.h, pixel_major.h, passes.h,
-// push.h) are compiled once per instruction set, by kernels_*.cpp, each time into a namespace of
-// its own: no function compiled for AVX-512 may be the one that another processor calls. For the
-// same reason nothing of the standard library is instantiated here.
+// This header and all that include it are compiled once per instruction set, by kernels_*.cpp, each
+// time into a namespace of its own: no function compiled for AVX-512 may be the one that another
+// processor calls. For the same reason they instantiate nothing of the standard library.
 #pragma once
 
 #include <cmath>
@@ -23,6 +22,10 @@
 #pragma GCC diagnostic ignored "-Wpsabi"
 
 namespace discloss::cpu::DISCLOSS_CPU_TARGET {
+
+// The numbers in a vector of this instruction set.
+template <typename T>
+inline constexpr int kLanes = DISCLOSS_CPU_VECTOR_BYTES / sizeof(T);
 
 // W numbers side by side; W is a power of two.
 template <typename T, int W>

@@ -1,7 +1,7 @@
 // Reading and writing embeddings of each dtype as vectors of the type that sums are made in.
 #pragma once
 
-#include "loss/cpu/kernels.h"
+#include "pixels.h"
 #include "simd.h"
 
 namespace discloss::cpu::DISCLOSS_CPU_TARGET {

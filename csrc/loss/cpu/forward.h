@@ -5,11 +5,13 @@
 #include <cstdint>
 #include <vector>
 
+#include "best_kernels.h"
 #include "common/cpu/batch.h"
 #include "common/cpu/parts.h"
 #include "ids.h"
 #include "kernels.h"
 #include "loss/loss_math.h"
+#include "scratch.h"
 
 namespace discloss::cpu {
 

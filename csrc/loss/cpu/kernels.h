@@ -5,35 +5,11 @@
 // D channels . K instances . tables of K x D are padded to rows of padded_channels(D)
 #pragma once
 
-#include <c10/util/BFloat16.h>
-#include <c10/util/Half.h>
-
 #include <cstdint>
 
+#include "common/cpu/pixels.h"
+
 namespace discloss::cpu {
-
-// The type that terms and gradients are computed in.
-template <typename scalar_t>
-struct Accumulate {
-  using type = float;
-};
-template <>
-struct Accumulate<double> {
-  using type = double;
-};
-template <>
-struct Accumulate<int32_t> {  // slots
-  using type = int32_t;
-};
-template <typename scalar_t>
-using accumulate_t = typename Accumulate<scalar_t>::type;
-
-// The most numbers in a vector of any instruction set.
-constexpr int64_t kMostLanes = 16;
-
-constexpr int64_t padded_channels(int64_t channels) {
-  return (channels + kMostLanes - 1) / kMostLanes * kMostLanes;
-}
 
 // Pixels are worked on a tile at a time, so that what is kept of them stays in the L1 cache.
 constexpr int64_t tile_pixels(int64_t channels) {
@@ -59,18 +35,6 @@ struct Scratch {
   accscalar_t* scales;   // [pitch]  Norm::scale(h_i, |v_i|)
   accscalar_t* squares;  // [pitch]  h_i^2
   Run* runs;             // [pitch]
-};
-
-// A range of pixels of one image as it lies in memory.
-template <typename scalar_t>
-struct Pixels {
-  const scalar_t* embeddings;  // channel 0 of the first pixel
-  const scalar_t* end;         // behind the last element that may be read, of any pixel
-  int64_t channel_stride;      // one of the two is 1
-  int64_t pixel_stride;
-  int64_t channels;      // D
-  const int32_t* slots;  // [count]
-  int64_t count;
 };
 
 // Where the gradient of those pixels goes.

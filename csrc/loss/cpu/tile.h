@@ -8,9 +8,6 @@
 
 namespace discloss::cpu::DISCLOSS_CPU_TARGET {
 
-template <typename T>
-inline constexpr int kLanes = DISCLOSS_CPU_VECTOR_BYTES / sizeof(T);
-
 // Sums are made of at most this many numbers a lane before they go to a double: rounding does not
 // grow with the number of pixels.
 constexpr int kShortSum = 4;
