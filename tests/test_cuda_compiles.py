@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from support.cuda_report import (
     ARCHITECTURES,
-    CUDA_SOURCES,
     Compiled,
     Table,
+    compile_all,
     compile_kernels,
     compiler_version,
     disassemble,
@@ -88,22 +88,19 @@ def check_waits_first(name: str, opcodes: list[str]) -> None:
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_compiles_to_what_the_design_says(architecture: int, tmp_path: Path) -> None:
-    cubin = tmp_path / "kernels.cubin"
-    kernels = compile_kernels(CUDA_SOURCES / "launch.cu", architecture, cubin)
+    kernels, cubins = compile_all(architecture, tmp_path)
     names = kernel_names()
     check_memory(kernels)
     check_registers(architecture, most_registers(kernels, names), Table.read())
-    opcodes = disassemble(cubin)
+    opcodes = disassemble(*cubins)
     for kernel in kernels:
         check_instructions(name_of(kernel.symbol, names), opcodes[kernel.symbol])
 
 
 def test_kernels_that_may_come_early_wait_first(tmp_path: Path) -> None:
-    cubin = tmp_path / "kernels.cubin"
-    source, macros = CUDA_SOURCES / "launch.cu", ["DISCLOSS_DEPENDENT_LAUNCHES=1"]
-    kernels = compile_kernels(source, 90, cubin, macros)
+    kernels, cubins = compile_all(90, tmp_path, ["DISCLOSS_DEPENDENT_LAUNCHES=1"])
     check_memory(kernels)
-    opcodes = disassemble(cubin)
+    opcodes = disassemble(*cubins)
     for kernel in kernels:
         check_waits_first(kernel.symbol, opcodes[kernel.symbol])
 

@@ -43,7 +43,7 @@ def test_where_a_tile_begins(
 
 
 @pytest.mark.parametrize("line", [2**10, 2**26, 2**31, 2**40])
-def test_pieces_of_a_tile(library: ctypes.CDLL, line: int) -> None:
+def test_last_vector_of_a_tile(library: ctypes.CDLL, line: int) -> None:
     last_offset = function(library, "last_offset")
     assert last_offset(64, line, 1) == 63 * line + 511
     assert last_offset(64, 1, line) == 511 * line + 63
@@ -51,11 +51,11 @@ def test_pieces_of_a_tile(library: ctypes.CDLL, line: int) -> None:
 
 @pytest.mark.parametrize("images", [1, 3, 70000])
 @pytest.mark.parametrize("pixels", [2**12, 2**33])
-def test_share_of_the_last_block(library: ctypes.CDLL, images: int, pixels: int) -> None:
-    share = 2**20 - 32
+def test_range_of_the_last_block(library: ctypes.CDLL, images: int, pixels: int) -> None:
+    length = 2**20 - 32
     image = ctypes.c_int64()
     found = library.first_pixel_of_last_block
     found.restype = ctypes.c_int64
-    sizes = (ctypes.c_int64(size) for size in (images, pixels, share))
+    sizes = (ctypes.c_int64(size) for size in (images, pixels, length))
     first = found(*sizes, ctypes.byref(image))
-    assert divmod((images * pixels - 1) // share * share, pixels) == (image.value, first)
+    assert divmod((images * pixels - 1) // length * length, pixels) == (image.value, first)

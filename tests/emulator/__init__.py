@@ -100,7 +100,7 @@ def device() -> Emulator:
     sources = [
         *emulator_sources(),
         Source(HERE / "binding.cpp", torch_includes),
-        kernel_source(ROOT / "csrc" / "loss" / "cuda" / "launch.cu"),
+        *(kernel_source(path) for path in sorted(ROOT.glob("csrc/*/cuda/*.cu"))),
         kernel_source(HERE / "sample_kernels.cu"),
     ]
     libraries = [f"-L{path} -Wl,-rpath,{path}" for path in cpp_extension.library_paths()]

@@ -1,6 +1,6 @@
 // Where tiles lie in tensors of any size: the kernels' own arithmetic, called from the host without
 // the memory. Offsets are in elements.
-#include "common/cuda/shares.cuh"
+#include "common/cuda/ranges.cuh"
 #include "common/cuda/tile.cuh"
 
 namespace discloss::cuda {
@@ -25,10 +25,11 @@ ADDRESSES std::int64_t tile_offset(std::int64_t image, std::int64_t tile, std::i
   const cuda::Global<const float*> global = {
       nullptr, {image_stride, channel_stride, pixel_stride}, false};
   return cuda::offset_of(
-      cuda::tile_source(global, images, image, tile * kTilePixels, kTilePixels, channel, 1).first);
+      cuda::tile_source(global, images, {image, tile * kTilePixels, kTilePixels, channel, 1})
+          .first);
 }
 
-// Of the last piece that a tile's visit comes to: the last channel of the last pixel.
+// Of the last vector of a tile: the last channel of the last pixel.
 ADDRESSES std::int64_t last_offset(std::int64_t channels, std::int64_t channel_stride,
                                    std::int64_t pixel_stride) {
   using namespace discloss;
@@ -37,7 +38,7 @@ ADDRESSES std::int64_t last_offset(std::int64_t channels, std::int64_t channel_s
   std::int64_t last = 0;
   threadIdx.x = 0;
   blockDim.x = 1;
-  cuda::visit_pieces<4>(source, [&](int channel, int pixel, int) {
+  cuda::visit_vectors<4>(source, [&](int channel, int pixel, int) {
     const Strides& s = source.strides;
     last = std::max(last, channel * s.channel + pixel * s.pixel);
   });
@@ -46,17 +47,17 @@ ADDRESSES std::int64_t last_offset(std::int64_t channels, std::int64_t channel_s
 
 // The first pixel, of its image, that the last block visits, and the number of that image.
 ADDRESSES std::int64_t first_pixel_of_last_block(std::int64_t images, std::int64_t pixels,
-                                                 std::int64_t share, std::int64_t* image) {
+                                                 std::int64_t range, std::int64_t* image) {
   using namespace discloss;
   const std::int64_t total = images * pixels;
-  const cuda::Shares shares = {(total + share - 1) / share, share, total};
-  blockIdx.x = static_cast<unsigned>(shares.blocks - 1);
+  const cuda::BlockRanges ranges = {(total + range - 1) / range, range, total};
+  blockIdx.x = static_cast<unsigned>(ranges.blocks - 1);
   std::int64_t first = -1;
-  cuda::for_each_stretch({images, pixels, nullptr}, shares, [&](const cuda::Stretch& stretch) {
-    cuda::for_each_tile(stretch, 512, [&](std::int64_t begin, int) {
+  cuda::for_each_image({images, pixels, nullptr}, ranges, [&](const cuda::ImageRange& visited) {
+    cuda::for_each_tile(visited, 512, [&](std::int64_t begin, int) {
       if (first < 0) {
         first = begin;
-        *image = stretch.image;
+        *image = visited.image;
       }
     });
   });

@@ -71,8 +71,8 @@ def kernel_source(path: Path) -> Source:
 
 
 def _ninja_file(sources: Sequence[Source], library: str, link_flags: Sequence[str]) -> str:
-    toolkit = (f"-isystem {path}" for path in require_toolkit().include_dirs)
-    includes = [f"-I{HERE}", f"-I{ROOT / 'csrc'}", *toolkit]
+    includes = [f"-I{HERE}", f"-I{ROOT / 'csrc'}"]
+    includes += [f"-isystem {path}" for path in require_toolkit().include_dirs]
     lines = [
         f"cxx = {os.environ.get('CXX', 'g++')}",  # clang checks no alignment of whole structs
         f"flags = {' '.join([*FLAGS, *includes])}",

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from .nvcc import ROOT, require_toolkit
 
-CUDA_SOURCES = ROOT / "csrc" / "loss" / "cuda"
+FOLDERS = "csrc/*/cuda"
 DESIGN = ROOT / "docs" / "design.md"
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 FLAGS = (
@@ -80,6 +80,17 @@ def parse_report(report: str) -> list[Compiled]:
     return kernels
 
 
+def compile_all(
+    architecture: int, folder: Path, macros: Iterable[str] = ()
+) -> tuple[list[Compiled], list[Path]]:
+    """The kernels of all sources, and the files in ``folder`` that have their machine code."""
+    kernels, cubins = [], []
+    for source in sorted(ROOT.glob(f"{FOLDERS}/*.cu")):
+        cubins.append(folder / f"{source.stem}_{architecture}.cubin")
+        kernels += compile_kernels(source, architecture, cubins[-1], macros)
+    return kernels, cubins
+
+
 def compiler_version() -> str:
     """As in "13.0.88": registers are comparable between runs of the same one."""
     command = [str(require_toolkit().nvcc), "--version"]
@@ -94,7 +105,7 @@ def kernel_names() -> set[str]:
     bounds = r"(?:__launch_bounds__\((?:[^()]|\([^()]*\))*\)\s*)?"
     pattern = rf"__global__\s+{bounds}void\s+{bounds}(\w+)\s*\("
     names: set[str] = set()
-    for path in sorted(CUDA_SOURCES.iterdir()):
+    for path in sorted(ROOT.glob(f"{FOLDERS}/*.cu*")):
         code = re.sub(r"//.*", "", path.read_text())
         found = re.findall(pattern, code)
         assert len(found) == len(re.findall(r"\b__global__\b", code)), path
@@ -118,17 +129,19 @@ def most_registers(kernels: Iterable[Compiled], names: Iterable[str]) -> dict[st
     return most
 
 
-def disassemble(cubin: Path) -> dict[str, list[str]]:
+def disassemble(*cubins: Path) -> dict[str, list[str]]:
     """Opcodes of each kernel, as in "LDG.E.128"."""
     files = importlib.metadata.files("nvidia-cuda-nvdisasm") or []  # of requirements/test.txt
     (tool,) = [file.locate() for file in files if file.name == "nvdisasm"]
-    command = [str(tool), "-json", str(cubin)]
-    output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
-    _, functions = json.loads(output)
-    return {
-        function["function-name"]: [each["opcode"] for each in function["sass-instructions"]]
-        for function in functions
-    }
+    opcodes = {}
+    for cubin in cubins:
+        command = [str(tool), "-json", str(cubin)]
+        output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+        _, functions = json.loads(output)
+        for function in functions:
+            instructions = function["sass-instructions"]
+            opcodes[function["function-name"]] = [each["opcode"] for each in instructions]
+    return opcodes
 
 
 @dataclass(frozen=True)
@@ -174,8 +187,7 @@ def main() -> None:
     registers = {}
     with tempfile.TemporaryDirectory() as folder:
         for target in ARCHITECTURES:
-            cubin = Path(folder, f"sm_{target}.cubin")
-            kernels = compile_kernels(CUDA_SOURCES / "launch.cu", target, cubin)
+            kernels, _ = compile_all(target, Path(folder))
             registers[target] = most_registers(kernels, names)
     Table(compiler_version(), registers, Table.read().budgets).write()
 

@@ -3,9 +3,8 @@
 // channels-last one every lane its own row, 16 bytes at a time.
 #pragma once
 
-#include "loss/loss_math.h"
-#include "portability.cuh"
-#include "tile.cuh"
+#include "common/cuda/portability.cuh"
+#include "common/cuda/tile.cuh"
 
 namespace discloss::cuda {
 
@@ -40,7 +39,7 @@ struct Pixel {
   template <typename scalar_t>
   __device__ __forceinline__ void store(const Global<scalar_t*>& to, int64_t offset) const {
     const Strides& s = to.strides;
-    scalar_t* gradient = to.data + offset;
+    scalar_t* x = to.data + offset;
     if (s.channel == 1 && to.vectorized) {
       using V = Vector<scalar_t>;
 #pragma unroll
@@ -50,13 +49,13 @@ struct Pixel {
         for (int e = 0; e < V::kSize; ++e) {
           vector.values[e] = round_to<scalar_t>(values[c + e]);
         }
-        store_vector(gradient + c, vector);
+        store_vector(x + c, vector);
       }
     } else {
 #pragma unroll
       for (int c = 0; c < kChannels; ++c) {
-        *gradient = round_to<scalar_t>(values[c]);
-        gradient += s.channel;
+        *x = round_to<scalar_t>(values[c]);
+        x += s.channel;
       }
     }
   }
@@ -80,18 +79,18 @@ struct Pixel {
     }
   }
 
-  // v = x - mu in place of x; returns |v|^2. mean [D], a row of a table. Or channels
-  // [kBegin, kEnd) alone.
+  // v = x - row in place of x; returns |v|^2. row [D] of a table. Or channels [kBegin, kEnd)
+  // alone.
   template <int kBegin = 0, int kEnd = kChannels>
-  __device__ __forceinline__ float subtract(const float* mean) {
+  __device__ __forceinline__ float subtract(const float* row) {
     float sum = 0.0f;
 #pragma unroll
     for (int c = kBegin; c < kEnd; c += 4) {
-      const auto part = load_vector<Vector<float>>(mean + c);
+      const auto part = load_vector<Vector<float>>(row + c);
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
         values[c + e] -= part.values[e];
-        sum = Norm<2>::accumulate(sum, values[c + e]);
+        sum += values[c + e] * values[c + e];
       }
     }
     return sum;

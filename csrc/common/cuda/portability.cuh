@@ -9,6 +9,8 @@
 #include <cstdint>
 #include <cstdio>
 
+#include "common/cuda/tuning.h"
+
 #ifdef DISCLOSS_EMULATED
 #include "emulator.h"
 #define DISCLOSS_DYNAMIC_SHARED(name) unsigned char* name = ::emulator::dynamic_shared()
@@ -19,20 +21,17 @@
   unsigned char* name = discloss_shared_
 #endif
 
-// 1: the blocks of a kernel may come before the kernel ahead of it has ended (sm_90 and later).
-#ifndef DISCLOSS_DEPENDENT_LAUNCHES
-#define DISCLOSS_DEPENDENT_LAUNCHES 0
-#endif
-
 namespace discloss::cuda {
 
 // First in every kernel: lets the blocks of the next one come, once all of this one are there, and
 // waits until the one ahead in the stream has ended and what it wrote can be seen. Since every
 // kernel waits, none can pass any of those before it.
 __device__ __forceinline__ void follow_previous_kernel() {
-#if DISCLOSS_DEPENDENT_LAUNCHES && defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  cudaTriggerProgrammaticLaunchCompletion();
-  cudaGridDependencySynchronize();
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  if constexpr (kDependentLaunches) {
+    cudaTriggerProgrammaticLaunchCompletion();
+    cudaGridDependencySynchronize();
+  }
 #endif
 }
 
@@ -72,7 +71,7 @@ __device__ inline void device_assert(bool condition, const char* message) {
   }
 }
 
-// The type sums over few values are kept in.
+// The type that few values are summed in.
 template <typename scalar_t>
 struct Accumulate {
   using type = float;

@@ -7,61 +7,14 @@
 
 #include "common/check.h"
 #include "common/cuda/current_stream.h"
+#include "common/cuda/offsets.h"
+#include "common/cuda/tensors.h"
 #include "common/layout.h"
 #include "launch.h"
 #include "loss/discriminative_loss.h"
 
 namespace discloss::cuda {
 namespace {
-
-void check_launch(cudaError_t error) {
-  TORCH_CHECK(error == cudaSuccess, "discloss_cuda: CUDA error: ", cudaGetErrorString(error));
-}
-
-ScalarType scalar_type(at::ScalarType dtype) {
-  switch (dtype) {
-    case at::kDouble:
-      return ScalarType::kFloat64;
-    case at::kHalf:
-      return ScalarType::kFloat16;
-    case at::kBFloat16:
-      return ScalarType::kBFloat16;
-    default:
-      return ScalarType::kFloat32;
-  }
-}
-
-LabelType label_type(at::ScalarType dtype) {
-  switch (dtype) {
-    case at::kBool:
-      return LabelType::kBool;
-    case at::kChar:
-      return LabelType::kInt8;
-    case at::kShort:
-      return LabelType::kInt16;
-    case at::kInt:
-      return LabelType::kInt32;
-    case at::kByte:
-      return LabelType::kUInt8;
-    case at::kUInt16:
-      return LabelType::kUInt16;
-    default:
-      return LabelType::kInt64;
-  }
-}
-
-// offsets must outlive the result.
-Images images_of(const at::Tensor& labels, const std::optional<at::Tensor>& offsets) {
-  if (offsets.has_value()) {
-    return {offsets->numel() - 1, 0, offsets->const_data_ptr<int64_t>()};
-  }
-  const int64_t images = labels.size(0);
-  return {images, images == 0 ? 0 : labels.numel() / images, nullptr};
-}
-
-std::optional<at::Tensor> contiguous(const std::optional<at::Tensor>& tensor) {
-  return tensor.has_value() ? std::optional<at::Tensor>(tensor->contiguous()) : std::nullopt;
-}
 
 Batch batch_of(const EmbeddingView& view, const at::Tensor& labels,
                const std::optional<at::Tensor>& offsets, int64_t max_instances, int64_t norm) {
@@ -72,18 +25,6 @@ Batch batch_of(const EmbeddingView& view, const at::Tensor& labels,
           view.strides,
           scalar_type(view.tensor.scalar_type()),
           static_cast<int>(norm)};
-}
-
-void check_offsets_on_device(const std::optional<at::Tensor>& offsets, int64_t total,
-                             cudaStream_t stream) {
-  if (offsets.has_value()) {
-    check_launch(launch_check_offsets(offsets->const_data_ptr<int64_t>(), offsets->numel() - 1,
-                                      total, stream));
-  }
-}
-
-at::Tensor allocate_workspace(size_t bytes, const at::Tensor& like) {
-  return at::empty({static_cast<int64_t>(bytes)}, like.options().dtype(at::kByte));
 }
 
 ForwardTuple forward(const at::Tensor& embeddings, const at::Tensor& labels,
@@ -106,7 +47,7 @@ ForwardTuple forward(const at::Tensor& embeddings, const at::Tensor& labels,
       ForwardResult::allocate(embeddings, slots, batch.images.count, max_instances, squeeze, empty);
   const ForwardArguments arguments = {batch,
                                       view.tensor.const_data_ptr(),
-                                      {ids.const_data_ptr(), label_type(ids.scalar_type())},
+                                      labels_of(ids),
                                       ignore_labels.data(),
                                       static_cast<int64_t>(ignore_labels.size()),
                                       delta_var,
@@ -186,7 +127,7 @@ c10::SymInt count_instances(const at::Tensor& labels, const std::optional<at::Te
   check_labels(labels, offsets);
   const c10::DeviceGuard guard(labels.device());
   const auto stream = current_stream(labels.device());
-  check_launch(refuse_capture(stream));
+  refuse_capture(stream);
   const at::Tensor ids = labels.contiguous();
   const auto bounds = contiguous(offsets);
   check_offsets_on_device(bounds, labels.numel(), stream);
@@ -198,7 +139,7 @@ c10::SymInt count_instances(const at::Tensor& labels, const std::optional<at::Te
   for (int64_t limit = 2048;; limit *= 16) {
     const CountArguments arguments = {images,
                                       labels.numel(),
-                                      {ids.const_data_ptr(), label_type(ids.scalar_type())},
+                                      labels_of(ids),
                                       ignore_labels.data(),
                                       static_cast<int64_t>(ignore_labels.size()),
                                       limit,

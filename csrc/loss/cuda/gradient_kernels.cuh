@@ -90,7 +90,7 @@ __device__ inline void instance_gradients(const Instances<accscalar_t>& all, int
 }
 
 template <typename accscalar_t, int kNorm>
-__global__ void __launch_bounds__(128, 6)
+__global__ void __launch_bounds__(kRowThreads, 6)
     instance_gradients_kernel(Instances<accscalar_t> all, int64_t images, Weights weights,
                               Upstreams upstreams, accscalar_t* factors,
                               accscalar_t* shared_gradients) {
@@ -102,7 +102,7 @@ __global__ void __launch_bounds__(128, 6)
 // Per launch.
 struct GradientPlan {
   TileShape tile;
-  Shares shares;
+  BlockRanges ranges;
   size_t shared_bytes;  // [tile.channels, pitch] and norms [T] accscalar_t, slots [T] int32
 };
 
@@ -136,12 +136,12 @@ __device__ __forceinline__ void write_gradient(const GradientPass<scalar_t>& a) 
   auto* tile_slots = reinterpret_cast<int32_t*>(norms + plan.tile.pixels);
   const bool one_chunk = channels <= plan.tile.channels;
 
-  for_each_stretch(images, plan.shares, [&](const Stretch& stretch) {
-    const int64_t image = stretch.image, table = image * a.max_instances;
+  for_each_image(images, plan.ranges, [&](const ImageRange& range) {
+    const int64_t image = range.image, table = image * a.max_instances;
     const PixelColumns<kNorm, accscalar_t> columns = {a.means + table * channels, channels, pitch};
-    for_each_tile(stretch, plan.tile.pixels, [&](int64_t first_pixel, int pixels) {
+    for_each_tile(range, plan.tile.pixels, [&](int64_t first_pixel, int pixels) {
       const auto source = [&](int64_t c, int rows) {
-        return tile_source(a.embeddings, images, image, first_pixel, pixels, c, rows);
+        return tile_source(a.embeddings, images, {image, first_pixel, pixels, c, rows});
       };
       for (int i = threadIdx.x; i < pixels; i += blockDim.x) {
         tile_slots[i] = a.slots[images.begin(image) + first_pixel + i];
@@ -179,8 +179,8 @@ __device__ __forceinline__ void write_gradient(const GradientPass<scalar_t>& a) 
           }
         }
         __syncthreads();  // the tile holds the gradient
-        store_tile<scalar_t>(tile, pitch,
-                             tile_source(a.gradient, images, image, first_pixel, pixels, c, rows));
+        store_tile<scalar_t>(
+            tile, pitch, tile_source(a.gradient, images, {image, first_pixel, pixels, c, rows}));
         __syncthreads();  // it has been stored: the next tile may be loaded
       }
     });
@@ -200,18 +200,18 @@ template <typename scalar_t, int kChannels>
 __global__ void __launch_bounds__(kPassThreads, resident_blocks(kChannels))
     gradient_in_registers_kernel(GradientPass<scalar_t> a) {
   follow_previous_kernel();
-  for_each_stretch(a.images, a.plan.shares, [&](const Stretch& stretch) {
-    const int32_t* slots = a.slots + a.images.begin(stretch.image);
-    const int64_t from = a.images.embedding(stretch.image, a.embeddings.strides);
-    const int64_t to = a.images.embedding(stretch.image, a.gradient.strides);
-    for (int64_t i = stretch.begin + threadIdx.x; i < stretch.end; i += blockDim.x) {
+  for_each_image(a.images, a.plan.ranges, [&](const ImageRange& range) {
+    const int32_t* slots = a.slots + a.images.begin(range.image);
+    const int64_t from = a.images.embedding(range.image, a.embeddings.strides);
+    const int64_t to = a.images.embedding(range.image, a.gradient.strides);
+    for (int64_t i = range.begin + threadIdx.x; i < range.end; i += blockDim.x) {
       Pixel<kChannels> pixel;
       pixel.load(a.embeddings, from + i * a.embeddings.strides.pixel);
       const int32_t slot = slots[i];
       if (slot < 0) {
         pixel.clear();
       } else {
-        const int64_t row = stretch.image * a.max_instances + slot;
+        const int64_t row = range.image * a.max_instances + slot;
         const float norm = Norm<2>::finish(pixel.subtract(a.means + row * kChannels));
         const float h = hinge(norm - static_cast<float>(a.delta_var));
         pixel.scale_and_add(a.factors[row] * Norm<2>::scale(h, norm),

@@ -13,7 +13,7 @@
 #pragma once
 
 #include "common/cuda/portability.cuh"
-#include "common/cuda/shares.cuh"
+#include "common/cuda/ranges.cuh"
 #include "launch.h"
 
 namespace discloss::cuda {
@@ -145,18 +145,18 @@ __device__ inline void enlist(const IdTable& table, int64_t image, int64_t id, b
 
 // Phase 2. A warp reads 32 neighbouring labels, and of a run of equal ones only the first goes to
 // the table.
-__device__ inline void insert_ids(const IdTable& table, const Images& images, const Shares& shares,
-                                  const Labels& labels, bool must_fit) {
+__device__ inline void insert_ids(const IdTable& table, const Images& images,
+                                  const BlockRanges& ranges, const Labels& labels, bool must_fit) {
   const int lane = threadIdx.x % 32;
-  for_each_stretch(images, shares, [&](const Stretch& stretch) {
-    const int64_t begin = images.begin(stretch.image);
+  for_each_image(images, ranges, [&](const ImageRange& range) {
+    const int64_t begin = images.begin(range.image);
     // The loop bound is the same for all lanes of a warp: they stay together for the shuffle.
-    for (int64_t first = stretch.begin; first < stretch.end; first += blockDim.x) {
+    for (int64_t first = range.begin; first < range.end; first += blockDim.x) {
       const int64_t i = first + threadIdx.x;
-      const int64_t id = i < stretch.end ? load_label(labels, begin + i) : 0;
+      const int64_t id = i < range.end ? load_label(labels, begin + i) : 0;
       const int64_t previous = __shfl_up_sync(0xffffffffu, id, 1);
-      if (i < stretch.end && (lane == 0 || id != previous)) {
-        enlist(table, stretch.image, id, must_fit);
+      if (i < range.end && (lane == 0 || id != previous)) {
+        enlist(table, range.image, id, must_fit);
       }
     }
   });
@@ -189,11 +189,12 @@ __device__ inline void rank_ids(const IdTable& table, int64_t images, int64_t* i
 
 // Phase 4. slots [pixels]
 __device__ inline void assign_slots(const IdTable& table, const Images& images,
-                                    const Shares& shares, const Labels& labels, int32_t* slots) {
-  for_each_stretch(images, shares, [&](const Stretch& stretch) {
-    const int64_t begin = images.begin(stretch.image);
-    for (int64_t i = stretch.begin + threadIdx.x; i < stretch.end; i += blockDim.x) {
-      slots[begin + i] = find_slot(table, stretch.image, load_label(labels, begin + i));
+                                    const BlockRanges& ranges, const Labels& labels,
+                                    int32_t* slots) {
+  for_each_image(images, ranges, [&](const ImageRange& range) {
+    const int64_t begin = images.begin(range.image);
+    for (int64_t i = range.begin + threadIdx.x; i < range.end; i += blockDim.x) {
+      slots[begin + i] = find_slot(table, range.image, load_label(labels, begin + i));
     }
   });
 }
@@ -203,10 +204,10 @@ __global__ void insert_ignored_kernel(IdTable table, int64_t images, IgnoredIds 
   insert_ignored(table, images, ignored);
 }
 
-__global__ void insert_ids_kernel(IdTable table, Images images, Shares shares, Labels labels,
+__global__ void insert_ids_kernel(IdTable table, Images images, BlockRanges ranges, Labels labels,
                                   bool must_fit) {
   follow_previous_kernel();
-  insert_ids(table, images, shares, labels, must_fit);
+  insert_ids(table, images, ranges, labels, must_fit);
 }
 
 __global__ void rank_ids_kernel(IdTable table, int64_t images, int64_t* instances) {
@@ -214,10 +215,10 @@ __global__ void rank_ids_kernel(IdTable table, int64_t images, int64_t* instance
   rank_ids(table, images, instances);
 }
 
-__global__ void assign_slots_kernel(IdTable table, Images images, Shares shares, Labels labels,
+__global__ void assign_slots_kernel(IdTable table, Images images, BlockRanges ranges, Labels labels,
                                     int32_t* slots) {
   follow_previous_kernel();
-  assign_slots(table, images, shares, labels, slots);
+  assign_slots(table, images, ranges, labels, slots);
 }
 
 // count [B] receives the number of instances that insert_ids found.

@@ -3,15 +3,15 @@
 #include <type_traits>
 #include <utility>
 
+#include "common/cuda/launching.cuh"
 #include "common/cuda/portability.cuh"
-#include "common/cuda/shares.cuh"
+#include "common/cuda/ranges.cuh"
 #include "common/cuda/tile.cuh"
 #include "forward_pass.cuh"
 #include "gradient_kernels.cuh"
 #include "ids_kernels.cuh"
 #include "launch.h"
 #include "means_kernels.cuh"
-#include "offsets_kernels.cuh"
 #include "plans.cuh"
 #include "pull_kernels.cuh"
 #include "push_kernels.cuh"
@@ -20,123 +20,6 @@
 
 namespace discloss::cuda {
 namespace {
-
-constexpr int kRowThreads = 128;  // of kernels that own an instance or an image
-constexpr size_t kAlignment = 256;
-
-#define DISCLOSS_RETURN_IF_ERROR(expression)  \
-  do {                                        \
-    const cudaError_t error_ = (expression);  \
-    if (error_ != cudaSuccess) return error_; \
-  } while (false)
-
-// --- device, launches, workspace -----------------------------------------------------------------
-
-cudaError_t current_device(Device* device) {
-  int index = 0;
-  DISCLOSS_RETURN_IF_ERROR(cudaGetDevice(&index));
-  DISCLOSS_RETURN_IF_ERROR(
-      cudaDeviceGetAttribute(&device->multiprocessors, cudaDevAttrMultiProcessorCount, index));
-  // Any kernel: all are compiled for the same architectures.
-  cudaFuncAttributes kernel = {};
-  DISCLOSS_RETURN_IF_ERROR(
-      cudaFuncGetAttributes(&kernel, reinterpret_cast<const void*>(read_counts_kernel)));
-  device->architecture = kernel.ptxVersion;
-  DISCLOSS_RETURN_IF_ERROR(cudaDeviceGetAttribute(&device->shared_bytes,
-                                                  cudaDevAttrMaxSharedMemoryPerBlockOptin, index));
-  return cudaDeviceGetAttribute(&device->shared_bytes_per_multiprocessor,
-                                cudaDevAttrMaxSharedMemoryPerMultiprocessor, index);
-}
-
-// Where kernels are launched. Dependent ones wait for those ahead themselves, so that their blocks
-// may come early (follow_previous_kernel).
-struct Queue {
-  cudaStream_t stream;
-  int most_shared_bytes = 0;  // of a block
-  bool dependent = false;
-};
-
-Queue queue_of(const Device& device, cudaStream_t stream) {
-  return {stream, device.shared_bytes,
-          DISCLOSS_DEPENDENT_LAUNCHES && device.architecture >= kFirstWithClusters};
-}
-
-// Launches nothing for an empty grid. More than 48 KB of dynamic shared memory must be asked for;
-// by all threads of the process for the same kernel, so each allows as much as there is.
-template <typename... Parameters, typename... Given>
-cudaError_t launch_clusters(int cluster, void (*kernel)(Parameters...), int64_t blocks, int threads,
-                            size_t shared_bytes, const Queue& queue, Given&&... arguments) {
-  if (blocks == 0) {
-    return cudaSuccess;
-  }
-  if (shared_bytes > 48 * 1024) {
-    DISCLOSS_RETURN_IF_ERROR(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                                  cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                  queue.most_shared_bytes));
-  }
-  if (blocks > INT32_MAX) {
-    return cudaErrorInvalidConfiguration;
-  }
-  cudaLaunchAttribute attributes[2] = {};
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<unsigned>(blocks));
-  config.blockDim = dim3(static_cast<unsigned>(threads));
-  config.dynamicSmemBytes = shared_bytes;
-  config.stream = queue.stream;
-  config.attrs = attributes;
-  if (queue.dependent) {
-    cudaLaunchAttribute& dependent = attributes[config.numAttrs++];
-    dependent.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    dependent.val.programmaticStreamSerializationAllowed = 1;
-  }
-  if (cluster > 1) {
-    cudaLaunchAttribute& clusters = attributes[config.numAttrs++];
-    clusters.id = cudaLaunchAttributeClusterDimension;
-    clusters.val.clusterDim.x = static_cast<unsigned>(cluster);
-    clusters.val.clusterDim.y = 1;
-    clusters.val.clusterDim.z = 1;
-  }
-  return cudaLaunchKernelEx(&config, kernel, std::forward<Given>(arguments)...);
-}
-
-template <typename... Parameters, typename... Given>
-cudaError_t launch(void (*kernel)(Parameters...), int64_t blocks, int threads, size_t shared_bytes,
-                   const Queue& queue, Given&&... arguments) {
-  return launch_clusters(1, kernel, blocks, threads, shared_bytes, queue,
-                         std::forward<Given>(arguments)...);
-}
-
-// Hands out aligned pieces of a workspace; with a null base it only measures.
-class Workspace {
- public:
-  explicit Workspace(void* base) : base_(static_cast<unsigned char*>(base)) {}
-
-  template <typename T>
-  T* take(int64_t count) {
-    T* piece = base_ == nullptr ? nullptr : reinterpret_cast<T*>(base_ + bytes_);
-    bytes_ += (static_cast<size_t>(count) * sizeof(T) + kAlignment - 1) / kAlignment * kAlignment;
-    return piece;
-  }
-  size_t bytes() const { return bytes_; }
-
- private:
-  unsigned char* base_;
-  size_t bytes_ = 0;
-};
-
-template <typename Function>
-cudaError_t dispatch(ScalarType type, Function function) {
-  switch (type) {
-    case ScalarType::kFloat32:
-      return function(float{});
-    case ScalarType::kFloat64:
-      return function(double{});
-    case ScalarType::kFloat16:
-      return function(__half{});
-    default:
-      return function(__nv_bfloat16{});
-  }
-}
 
 template <typename Function>
 cudaError_t dispatch_norm(int norm, Function function) {
@@ -196,17 +79,19 @@ IgnoredIds ignored_ids(const int64_t* ids, int64_t count) {
 
 // Phases 1 and 2 of ids_kernels.cuh.
 cudaError_t launch_insert(const IdTable& table, size_t clear_bytes, const Images& images,
-                          const Shares& shares, const Labels& labels, const int64_t* ignore_labels,
-                          int64_t ignore_count, bool must_fit, const Queue& queue) {
+                          const BlockRanges& ranges, const Labels& labels,
+                          const int64_t* ignore_labels, int64_t ignore_count, bool must_fit,
+                          const Queue& queue) {
   if (clear_bytes > 0) {
     DISCLOSS_RETURN_IF_ERROR(cudaMemsetAsync(table.keys, 0xFF, clear_bytes, queue.stream));
   }
   for (int64_t first = 0; first < ignore_count; first += kIgnoredPerLaunch) {
     const IgnoredIds ignored = ignored_ids(ignore_labels + first, ignore_count - first);
-    DISCLOSS_RETURN_IF_ERROR(launch(insert_ignored_kernel, std::min<int64_t>(images.count, 1024),
-                                    32, 0, queue, table, images.count, ignored));
+    DISCLOSS_RETURN_IF_ERROR(launch(insert_ignored_kernel,
+                                    {std::min<int64_t>(images.count, 1024), 32}, queue, table,
+                                    images.count, ignored));
   }
-  return launch(insert_ids_kernel, shares.blocks, kPassThreads, 0, queue, table, images, shares,
+  return launch(insert_ids_kernel, {ranges.blocks, kPassThreads}, queue, table, images, ranges,
                 labels, must_fit);
 }
 
@@ -214,13 +99,13 @@ cudaError_t launch_insert(const IdTable& table, size_t clear_bytes, const Images
 cudaError_t launch_ids(const ForwardArguments& a, const Device& device, const IdTable& table,
                        size_t clear_bytes, const Queue& queue) {
   const Images& images = a.batch.images;
-  const Shares shares = plan_ids(device, a.batch.pixels);
+  const BlockRanges ranges = plan_ids(device, a.batch.pixels);
   const int64_t warps = images.count * std::max<int64_t>(a.batch.max_instances, 1);
-  DISCLOSS_RETURN_IF_ERROR(launch_insert(table, clear_bytes, images, shares, a.labels,
+  DISCLOSS_RETURN_IF_ERROR(launch_insert(table, clear_bytes, images, ranges, a.labels,
                                          a.ignore_labels, a.ignore_count, true, queue));
-  DISCLOSS_RETURN_IF_ERROR(launch(rank_ids_kernel, ceil_div(warps * 32, kRowThreads), kRowThreads,
-                                  0, queue, table, images.count, a.instances));
-  return launch(assign_slots_kernel, shares.blocks, kPassThreads, 0, queue, table, images, shares,
+  DISCLOSS_RETURN_IF_ERROR(launch(rank_ids_kernel, {ceil_div(warps * 32, kRowThreads), kRowThreads},
+                                  queue, table, images.count, a.instances));
+  return launch(assign_slots_kernel, {ranges.blocks, kPassThreads}, queue, table, images, ranges,
                 a.labels, a.slots);
 }
 
@@ -246,7 +131,7 @@ ForwardWorkspace carve_forward(const ForwardArguments& a, const SumPlan& plan, v
   ForwardWorkspace w = {};
   const int64_t images = a.batch.images.count, rows = images * a.batch.max_instances;
   w.table = take_table(workspace, images, a.batch.max_instances, a.ignore_count, &w.clear_bytes);
-  w.partial_sums = workspace.take<double>((plan.shares.blocks + images) * a.batch.max_instances *
+  w.partial_sums = workspace.take<double>((plan.ranges.blocks + images) * a.batch.max_instances *
                                           (a.batch.channels + 1));
   w.variance_sums = workspace.take<double>(rows);
   w.push_sums = workspace.take<double>(rows);
@@ -261,8 +146,8 @@ ForwardPass<scalar_t> forward_pass(const ForwardArguments& a, const SumPlan& pla
   using accscalar_t = typename Accumulate<scalar_t>::type;
   const Batch& batch = a.batch;
   return {plan,
-          global(static_cast<const scalar_t*>(a.embeddings), batch.strides, batch),
-          {w.partial_sums, batch.images, plan.shares, batch.max_instances, batch.channels},
+          global(static_cast<const scalar_t*>(a.embeddings), batch.strides, batch.images),
+          {w.partial_sums, batch.images, plan.ranges, batch.max_instances, batch.channels},
           a.slots,
           a.instances,
           a.counts,
@@ -286,14 +171,16 @@ cudaError_t launch_push(const Batch& batch, const ForwardPass<scalar_t>& pass, c
   return dispatch_channels<scalar_t, kNorm>(batch, pass.means, [&](auto channels) {
     if constexpr (channels() > 0) {
       using Block = PushBlock<channels()>;
-      return launch(push_in_registers_kernel<channels()>,
-                    images * ceil_div(limit, Block::kInstances), Block::kThreads,
-                    Block::kSharedBytes, queue, limit, pass.instances, pass.means, pass.mean_norms,
-                    pass.delta_dist, pass.push, pass.push_sums);
+      return launch(
+          push_in_registers_kernel<channels()>,
+          {images * ceil_div(limit, Block::kInstances), Block::kThreads, Block::kSharedBytes},
+          queue, limit, pass.instances, pass.means, pass.mean_norms, pass.delta_dist, pass.push,
+          pass.push_sums);
     } else {
-      return launch(push_kernel<accscalar_t, kNorm>, ceil_div(pass.rows() * 32, kRowThreads),
-                    kRowThreads, 0, queue, images, limit, batch.channels, pass.instances,
-                    pass.means, pass.delta_dist, pass.push, pass.push_sums);
+      return launch(push_kernel<accscalar_t, kNorm>,
+                    {ceil_div(pass.rows() * 32, kRowThreads), kRowThreads}, queue, images, limit,
+                    batch.channels, pass.instances, pass.means, pass.delta_dist, pass.push,
+                    pass.push_sums);
     }
   });
 }
@@ -302,16 +189,17 @@ cudaError_t launch_push(const Batch& batch, const ForwardPass<scalar_t>& pass, c
 template <typename scalar_t, int kNorm>
 cudaError_t launch_sum_pull(const Batch& batch, const ForwardPass<scalar_t>& pass,
                             const Queue& queue) {
-  const int64_t blocks = pass.plan.shares.blocks;
+  const int64_t blocks = pass.plan.ranges.blocks;
   return dispatch_channels<scalar_t, kNorm>(batch, pass.means, [&](auto channels) {
     if constexpr (channels() > 0) {
-      return launch(sum_pull_in_registers_kernel<scalar_t, channels()>, blocks, kPassThreads,
-                    pass.plan.shared_bytes, queue, pass.plan, pass.embeddings, pass.slots,
-                    pass.means, pass.delta_var, pass.partials);
+      return launch(sum_pull_in_registers_kernel<scalar_t, channels()>,
+                    {blocks, kPassThreads, pass.plan.shared_bytes}, queue, pass.plan,
+                    pass.embeddings, pass.slots, pass.means, pass.delta_var, pass.partials);
     } else {
-      return launch(sum_pull_kernel<scalar_t, kNorm>, blocks, kPassThreads, pass.plan.shared_bytes,
-                    queue, pass.plan, batch.channels, pass.embeddings, pass.slots, pass.means,
-                    pass.delta_var, pass.partials);
+      return launch(sum_pull_kernel<scalar_t, kNorm>,
+                    {blocks, kPassThreads, pass.plan.shared_bytes}, queue, pass.plan,
+                    batch.channels, pass.embeddings, pass.slots, pass.means, pass.delta_var,
+                    pass.partials);
     }
   });
 }
@@ -321,18 +209,18 @@ cudaError_t launch_passes(const Batch& batch, const ForwardPass<scalar_t>& pass,
                           const Queue& queue) {
   using accscalar_t = typename Accumulate<scalar_t>::type;
   constexpr size_t kScratch = kRowThreads * sizeof(double);
-  DISCLOSS_RETURN_IF_ERROR(launch(sum_pixels_kernel<scalar_t>, pass.plan.shares.blocks,
-                                  kPassThreads, pass.plan.shared_bytes, queue, pass.plan,
-                                  batch.channels, pass.embeddings, pass.slots, pass.partials));
-  DISCLOSS_RETURN_IF_ERROR(launch(reduce_means_kernel<accscalar_t, kNorm>, pass.rows(), kRowThreads,
-                                  kScratch, queue, pass.partials, pass.counts, pass.means,
-                                  pass.mean_norms));
+  DISCLOSS_RETURN_IF_ERROR(launch(
+      sum_pixels_kernel<scalar_t>, {pass.plan.ranges.blocks, kPassThreads, pass.plan.shared_bytes},
+      queue, pass.plan, batch.channels, pass.embeddings, pass.slots, pass.partials));
+  DISCLOSS_RETURN_IF_ERROR(launch(reduce_means_kernel<accscalar_t, kNorm>,
+                                  {pass.rows(), kRowThreads, kScratch}, queue, pass.partials,
+                                  pass.counts, pass.means, pass.mean_norms));
   DISCLOSS_RETURN_IF_ERROR((launch_push<scalar_t, kNorm>(batch, pass, queue)));
   DISCLOSS_RETURN_IF_ERROR((launch_sum_pull<scalar_t, kNorm>(batch, pass, queue)));
-  DISCLOSS_RETURN_IF_ERROR(launch(reduce_pull_kernel<accscalar_t>, pass.rows(), kRowThreads,
-                                  kScratch, queue, pass.partials, pass.instances, pass.counts,
-                                  pass.pull, pass.variance_sums));
-  return launch(finish_kernel<accscalar_t>, batch.images.count, kRowThreads, kScratch, queue,
+  DISCLOSS_RETURN_IF_ERROR(launch(reduce_pull_kernel<accscalar_t>,
+                                  {pass.rows(), kRowThreads, kScratch}, queue, pass.partials,
+                                  pass.instances, pass.counts, pass.pull, pass.variance_sums));
+  return launch(finish_kernel<accscalar_t>, {batch.images.count, kRowThreads, kScratch}, queue,
                 pass.term_sums(), batch.images.count, batch.max_instances, pass.instances,
                 pass.terms);
 }
@@ -345,10 +233,10 @@ cudaError_t launch_small(const ForwardArguments& a, const ForwardPass<scalar_t>&
     return cudaErrorNotSupported;  // is never small
   } else {
     const auto words = static_cast<int64_t>(w.clear_bytes / sizeof(int32_t));
-    return launch_clusters(
-        kClusterBlocks, small_forward_kernel<scalar_t>, kClusterBlocks, kPassThreads,
-        std::max(pass.plan.shared_bytes, kPassThreads * sizeof(double)), queue, w.table, words,
-        ignored_ids(a.ignore_labels, a.ignore_count), a.labels, pass);
+    const size_t shared_bytes = std::max(pass.plan.shared_bytes, kPassThreads * sizeof(double));
+    return launch(small_forward_kernel<scalar_t>,
+                  {kClusterBlocks, kPassThreads, shared_bytes, kClusterBlocks}, queue, w.table,
+                  words, ignored_ids(a.ignore_labels, a.ignore_count), a.labels, pass);
   }
 }
 
@@ -374,14 +262,14 @@ BackwardWorkspace carve_backward(const BackwardArguments& a, void* base) {
 template <typename scalar_t, int kNorm>
 cudaError_t launch_gradient(const Batch& batch, const GradientPass<scalar_t>& pass,
                             const Queue& queue) {
-  const int64_t blocks = pass.plan.shares.blocks;
+  const int64_t blocks = pass.plan.ranges.blocks;
   return dispatch_channels<scalar_t, kNorm>(batch, pass.means, [&](auto channels) {
     if constexpr (channels() > 0) {
-      return launch(gradient_in_registers_kernel<scalar_t, channels()>, blocks, kPassThreads, 0,
+      return launch(gradient_in_registers_kernel<scalar_t, channels()>, {blocks, kPassThreads},
                     queue, pass);
     } else {
-      return launch(gradient_kernel<scalar_t, kNorm>, blocks, kPassThreads, pass.plan.shared_bytes,
-                    queue, pass);
+      return launch(gradient_kernel<scalar_t, kNorm>,
+                    {blocks, kPassThreads, pass.plan.shared_bytes}, queue, pass);
     }
   });
 }
@@ -404,7 +292,7 @@ cudaError_t launch_backward_passes(const BackwardArguments& a, const Device& dev
   const GradientPass<scalar_t> pass = {
       plan_gradient<scalar_t>(device, batch),
       batch.images,
-      global(static_cast<const scalar_t*>(a.embeddings), batch.strides, batch),
+      global(static_cast<const scalar_t*>(a.embeddings), batch.strides, batch.images),
       a.slots,
       instances.means,
       factors,
@@ -412,19 +300,19 @@ cudaError_t launch_backward_passes(const BackwardArguments& a, const Device& dev
       batch.max_instances,
       batch.channels,
       a.delta_var,
-      global(static_cast<scalar_t*>(a.gradient), a.gradient_strides, batch)};
+      global(static_cast<scalar_t*>(a.gradient), a.gradient_strides, batch.images)};
   const Weights weights = {a.alpha, a.beta, a.gamma};
   const Upstreams upstreams = {a.loss, a.variance, a.distance, a.regularization};
   if constexpr (kNorm == 2 && !std::is_same_v<scalar_t, double>) {
     if (is_small(device, batch)) {
-      return launch_clusters(kClusterBlocks, small_backward_kernel<scalar_t>, kClusterBlocks,
-                             kPassThreads, pass.plan.shared_bytes, queue, instances, weights,
-                             upstreams, factors, shared_gradients, pass);
+      return launch(small_backward_kernel<scalar_t>,
+                    {kClusterBlocks, kPassThreads, pass.plan.shared_bytes, kClusterBlocks}, queue,
+                    instances, weights, upstreams, factors, shared_gradients, pass);
     }
   }
-  DISCLOSS_RETURN_IF_ERROR(launch(
-      instance_gradients_kernel<accscalar_t, kNorm>, ceil_div(rows * 32, kRowThreads), kRowThreads,
-      0, queue, instances, images, weights, upstreams, factors, shared_gradients));
+  DISCLOSS_RETURN_IF_ERROR(launch(instance_gradients_kernel<accscalar_t, kNorm>,
+                                  {ceil_div(rows * 32, kRowThreads), kRowThreads}, queue, instances,
+                                  images, weights, upstreams, factors, shared_gradients));
   return launch_gradient<scalar_t, kNorm>(batch, pass, queue);
 }
 
@@ -432,8 +320,8 @@ cudaError_t launch_backward_passes(const BackwardArguments& a, const Device& dev
 
 cudaError_t forward_workspace(const ForwardArguments& arguments, size_t* bytes) {
   Device device = {};
-  DISCLOSS_RETURN_IF_ERROR(current_device(&device));
-  return dispatch(arguments.batch.scalar, [&](auto scalar) {
+  DISCLOSS_RETURN_IF_ERROR(current_device(read_counts_kernel, &device));
+  return dispatch_scalar(arguments.batch.scalar, [&](auto scalar) {
     using scalar_t = decltype(scalar);
     using accscalar_t = typename Accumulate<scalar_t>::type;
     const SumPlan plan =
@@ -447,8 +335,8 @@ cudaError_t launch_forward(const ForwardArguments& arguments, void* workspace,
                            cudaStream_t stream) {
   const Batch& batch = arguments.batch;
   Device device = {};
-  DISCLOSS_RETURN_IF_ERROR(current_device(&device));
-  return dispatch(batch.scalar, [&](auto scalar) {
+  DISCLOSS_RETURN_IF_ERROR(current_device(read_counts_kernel, &device));
+  return dispatch_scalar(batch.scalar, [&](auto scalar) {
     using scalar_t = decltype(scalar);
     using accscalar_t = typename Accumulate<scalar_t>::type;
     const bool one_launch = is_one_launch(device, arguments);
@@ -467,7 +355,7 @@ cudaError_t launch_forward(const ForwardArguments& arguments, void* workspace,
 }
 
 cudaError_t backward_workspace(const BackwardArguments& arguments, size_t* bytes) {
-  return dispatch(arguments.batch.scalar, [&](auto scalar) {
+  return dispatch_scalar(arguments.batch.scalar, [&](auto scalar) {
     using accscalar_t = typename Accumulate<decltype(scalar)>::type;
     *bytes = carve_backward<accscalar_t>(arguments, nullptr).bytes;
     return cudaSuccess;
@@ -477,8 +365,8 @@ cudaError_t backward_workspace(const BackwardArguments& arguments, size_t* bytes
 cudaError_t launch_backward(const BackwardArguments& arguments, void* workspace,
                             cudaStream_t stream) {
   Device device = {};
-  DISCLOSS_RETURN_IF_ERROR(current_device(&device));
-  return dispatch(arguments.batch.scalar, [&](auto scalar) {
+  DISCLOSS_RETURN_IF_ERROR(current_device(read_counts_kernel, &device));
+  return dispatch_scalar(arguments.batch.scalar, [&](auto scalar) {
     using scalar_t = decltype(scalar);
     using accscalar_t = typename Accumulate<scalar_t>::type;
     const BackwardWorkspace w = carve_backward<accscalar_t>(arguments, workspace);
@@ -509,32 +397,14 @@ cudaError_t count_workspace(const CountArguments& arguments, size_t* bytes) {
 cudaError_t launch_count(const CountArguments& arguments, void* workspace, cudaStream_t stream) {
   size_t clear_bytes = 0, bytes = 0;
   Device device = {};
-  DISCLOSS_RETURN_IF_ERROR(current_device(&device));
+  DISCLOSS_RETURN_IF_ERROR(current_device(read_counts_kernel, &device));
   const Queue queue = queue_of(device, stream);
   const IdTable table = carve_count(arguments, workspace, &clear_bytes, &bytes);
   DISCLOSS_RETURN_IF_ERROR(launch_insert(
       table, clear_bytes, arguments.images, plan_ids(device, arguments.pixels), arguments.labels,
       arguments.ignore_labels, arguments.ignore_count, false, queue));
-  return launch(read_counts_kernel, ceil_div(arguments.images.count, kRowThreads), kRowThreads, 0,
+  return launch(read_counts_kernel, {ceil_div(arguments.images.count, kRowThreads), kRowThreads},
                 queue, table, arguments.images.count, arguments.count);
-}
-
-cudaError_t refuse_capture(cudaStream_t stream) {
-  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-  DISCLOSS_RETURN_IF_ERROR(cudaStreamIsCapturing(stream, &status));
-  return status == cudaStreamCaptureStatusNone ? cudaSuccess : cudaErrorStreamCaptureUnsupported;
-}
-
-cudaError_t launch_check_offsets(const int64_t* offsets, int64_t images, int64_t total,
-                                 cudaStream_t stream) {
-  return launch(check_offsets_kernel, ceil_div(images + 1, kRowThreads), kRowThreads, 0,
-                Queue{stream}, offsets, images, total);
-}
-
-cudaError_t launch_batch_offsets(const int64_t* batch, int64_t total, int64_t images,
-                                 int64_t* offsets, cudaStream_t stream) {
-  return launch(batch_offsets_kernel, ceil_div(total + 1, kRowThreads), kRowThreads, 0,
-                Queue{stream}, batch, total, images, offsets);
 }
 
 }  // namespace discloss::cuda

@@ -7,17 +7,10 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "common/cuda/dtypes.h"
 #include "common/strides.h"
 
 namespace discloss::cuda {
-
-enum class ScalarType { kFloat32, kFloat64, kFloat16, kBFloat16 };
-enum class LabelType { kBool, kInt8, kInt16, kInt32, kInt64, kUInt8, kUInt16 };
-
-struct Labels {
-  const void* data;  // [pixels of all images]
-  LabelType type;
-};
 
 // What every pass must know about a batch.
 struct Batch {
@@ -102,16 +95,5 @@ cudaError_t launch_backward(const BackwardArguments& arguments, void* workspace,
 
 cudaError_t count_workspace(const CountArguments& arguments, size_t* bytes);
 cudaError_t launch_count(const CountArguments& arguments, void* workspace, cudaStream_t stream);
-
-// An error while the stream is being captured into a graph, where no number can be read back.
-cudaError_t refuse_capture(cudaStream_t stream);
-
-// Asserts on the device that offsets [images + 1] ascend from 0 to total.
-cudaError_t launch_check_offsets(const int64_t* offsets, int64_t images, int64_t total,
-                                 cudaStream_t stream);
-
-// batch [total], ascending in [0, images), asserted -> offsets [images + 1]
-cudaError_t launch_batch_offsets(const int64_t* batch, int64_t total, int64_t images,
-                                 int64_t* offsets, cudaStream_t stream);
 
 }  // namespace discloss::cuda

@@ -19,10 +19,10 @@ __device__ __forceinline__ void sum_pixels(const SumPlan& plan, int64_t channels
   const auto shared = carve_sum_shared<accscalar_t>(raw, plan);
   const Images& images = partials.images;
 
-  for_each_stretch(images, plan.shares, [&](const Stretch& stretch) {
-    const int64_t image = stretch.image;
+  for_each_image(images, plan.ranges, [&](const ImageRange& range) {
+    const int64_t image = range.image;
     double* sums = clear_accumulators(shared.accumulators, plan, partials, image);
-    for_each_tile(stretch, plan.tile.pixels, [&](int64_t first_pixel, int pixels) {
+    for_each_tile(range, plan.tile.pixels, [&](int64_t first_pixel, int pixels) {
       find_run_ends(plan, slots + images.begin(image) + first_pixel, pixels, shared.run_ends);
       for (int i = threadIdx.x; i < pixels; i += blockDim.x) {
         shared.own[i] = accscalar_t(1);
@@ -30,7 +30,7 @@ __device__ __forceinline__ void sum_pixels(const SumPlan& plan, int64_t channels
       for (int64_t c = 0; c < channels; c += plan.tile.channels) {
         const int rows = rows_of_chunk(channels, c, plan.tile);
         load_tile<kTileBatch<scalar_t>>(
-            tile_source(embeddings, images, image, first_pixel, pixels, c, rows), shared.tile,
+            tile_source(embeddings, images, {image, first_pixel, pixels, c, rows}), shared.tile,
             plan.tile.pitch);
         __syncthreads();  // the tile, its run ends and the cleared accumulators are there
         add_tile(plan, shared.run_ends, pixels, summed_rows(shared, c, rows), partials, sums);
@@ -57,7 +57,7 @@ __device__ __forceinline__ accscalar_t mean_of(double count, double sum) {
 
 // A block owns instance (b, k) and turns its partial sums into N_k, mu_k and |mu_k|.
 template <typename accscalar_t, int kNorm>
-__global__ void __launch_bounds__(128, 6)
+__global__ void __launch_bounds__(kRowThreads, 6)
     reduce_means_kernel(Partials partials, int64_t* counts, accscalar_t* means,
                         accscalar_t* mean_norms) {
   follow_previous_kernel();

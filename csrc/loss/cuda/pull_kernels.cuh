@@ -85,16 +85,16 @@ __device__ __forceinline__ void sum_pull(const SumPlan& plan, int64_t channels,
   accscalar_t* norms = shared.scratch;
   const bool one_chunk = channels <= plan.tile.channels;
 
-  for_each_stretch<Walk::kBackwards>(images, plan.shares, [&](const Stretch& stretch) {
-    const int64_t image = stretch.image;
+  for_each_image<Order::kDescending>(images, plan.ranges, [&](const ImageRange& range) {
+    const int64_t image = range.image;
     double* sums = clear_accumulators(shared.accumulators, plan, partials, image);
     const PixelColumns<kNorm, accscalar_t> columns = {
         means + image * partials.max_instances * channels, channels, pitch};
-    for_each_tile<Walk::kBackwards>(
-        stretch, plan.tile.pixels, [&](int64_t first_pixel, int pixels) {
+    for_each_tile<Order::kDescending>(
+        range, plan.tile.pixels, [&](int64_t first_pixel, int pixels) {
           const int32_t* tile_slots = slots + images.begin(image) + first_pixel;
           const auto source = [&](int64_t c, int rows) {
-            return tile_source(embeddings, images, image, first_pixel, pixels, c, rows);
+            return tile_source(embeddings, images, {image, first_pixel, pixels, c, rows});
           };
           find_run_ends(plan, tile_slots, pixels, shared.run_ends);
           for (int64_t c = 0; c < channels; c += plan.tile.channels) {
@@ -148,12 +148,12 @@ __global__ void __launch_bounds__(kPassThreads, resident_blocks(kChannels))
   const Images& images = partials.images;
   const int pitch = plan.tile.pitch;
 
-  for_each_stretch<Walk::kBackwards>(images, plan.shares, [&](const Stretch& stretch) {
-    const int64_t image = stretch.image;
+  for_each_image<Order::kDescending>(images, plan.ranges, [&](const ImageRange& range) {
+    const int64_t image = range.image;
     double* sums = clear_accumulators(shared.accumulators, plan, partials, image);
     const float* image_means = means + image * partials.max_instances * kChannels;
-    for_each_tile<Walk::kBackwards>(
-        stretch, plan.tile.pixels, [&](int64_t first_pixel, int pixels) {
+    for_each_tile<Order::kDescending>(
+        range, plan.tile.pixels, [&](int64_t first_pixel, int pixels) {
           const int32_t* tile_slots = slots + images.begin(image) + first_pixel;
           find_run_ends(plan, tile_slots, pixels, shared.run_ends);
           const int64_t offset =
@@ -198,7 +198,7 @@ __device__ __forceinline__ accscalar_t pull_of(int64_t instances, int64_t count,
 
 // A block owns instance (b, k): pull [B, M, D], and variance_sums [B, M] its part of L_var.
 template <typename accscalar_t>
-__global__ void __launch_bounds__(128, 6)
+__global__ void __launch_bounds__(kRowThreads, 6)
     reduce_pull_kernel(Partials partials, const int64_t* instances, const int64_t* counts,
                        accscalar_t* pull, double* variance_sums) {
   follow_previous_kernel();

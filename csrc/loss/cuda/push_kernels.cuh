@@ -67,7 +67,7 @@ __device__ inline void push_instances(int64_t images, int64_t max_instances, int
 }
 
 template <typename accscalar_t, int kNorm>
-__global__ void __launch_bounds__(128, 4)
+__global__ void __launch_bounds__(kRowThreads, 4)
     push_kernel(int64_t images, int64_t max_instances, int64_t channels, const int64_t* instances,
                 const accscalar_t* means, double delta_dist, accscalar_t* push, double* push_sums) {
   follow_previous_kernel();
@@ -222,7 +222,7 @@ __device__ inline void finish_images(const TermSums<accscalar_t>& sums, int64_t 
 }
 
 template <typename accscalar_t>
-__global__ void __launch_bounds__(128, 4)
+__global__ void __launch_bounds__(kRowThreads, 4)
     finish_kernel(TermSums<accscalar_t> sums, int64_t images, int64_t max_instances,
                   const int64_t* instances, Terms<accscalar_t> terms) {
   follow_previous_kernel();

@@ -17,8 +17,6 @@
 
 namespace discloss::cuda {
 
-constexpr int kClusterBlocks = 8;  // the largest that may be asked for anywhere
-
 // For kernels compiled for an earlier architecture. The host asks for that before it launches them.
 __device__ inline void refuse_to_run() {
   device_assert(false, "discloss_cuda: compiled for an architecture without clusters of blocks\n");
@@ -104,11 +102,11 @@ __global__ void __launch_bounds__(kPassThreads, 1)
     insert_ignored(table, images.count, ignored);
     cluster_barrier();  // the ignored ids are marked
   }
-  insert_ids(table, images, partials.shares, labels, true);
+  insert_ids(table, images, partials.ranges, labels, true);
   cluster_barrier();  // all ids are listed
   rank_ids(table, images.count, pass.instances);
   cluster_barrier();  // they have their slots
-  assign_slots(table, images, partials.shares, labels, pass.slots);
+  assign_slots(table, images, partials.ranges, labels, pass.slots);
   __syncthreads();  // and so have the pixels of the block
   sum_pixels<scalar_t>(pass.plan, partials.channels, pass.embeddings, pass.slots, partials);
   cluster_barrier();  // the partial sums are there

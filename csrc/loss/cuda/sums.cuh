@@ -21,7 +21,7 @@
 #pragma once
 
 #include "common/cuda/portability.cuh"
-#include "common/cuda/shares.cuh"
+#include "common/cuda/ranges.cuh"
 #include "common/cuda/tile.cuh"
 #include "ids_kernels.cuh"
 #include "launch.h"
@@ -31,7 +31,7 @@ namespace discloss::cuda {
 // Per launch; the same on host and device.
 struct SumPlan {
   TileShape tile;
-  Shares shares;
+  BlockRanges ranges;
   int lanes;  // of a group that has a segment, or slots: the rows, to a power of two up to a warp
   bool shared_accumulators;  // else the partial sums are the accumulators
   bool lazily_cleared;       // only the pixels' own sums are
@@ -45,7 +45,7 @@ struct SumPlan {
 struct Partials {
   double* sets;
   Images images;
-  Shares shares;
+  BlockRanges ranges;
   int64_t max_instances;  // M
   int64_t channels;       // D
 
@@ -58,12 +58,12 @@ struct Partials {
   __device__ __forceinline__ double* own(double* set, int64_t slot) const { return set + slot; }
   // The sets of an image are [first_set, last_set).
   __device__ __forceinline__ int64_t first_set(int64_t image) const {
-    return images.begin(image) / shares.pixels + image;
+    return images.begin(image) / ranges.pixels + image;
   }
   __device__ __forceinline__ int64_t last_set(int64_t image) const {
     const int64_t size = images.size(image);
     return size == 0 ? first_set(image)
-                     : (images.begin(image) + size - 1) / shares.pixels + image + 1;
+                     : (images.begin(image) + size - 1) / ranges.pixels + image + 1;
   }
 };
 

@@ -1,13 +1,13 @@
-// The offsets of a packed batch: checked, or found from the image index of each point.
-#pragma once
-
+#include "common/cuda/launching.cuh"
+#include "common/cuda/offsets.h"
 #include "common/cuda/portability.cuh"
-#include "launch.h"
+#include "common/cuda/tuning.h"
 
 namespace discloss::cuda {
+namespace {
 
 // A thread owns offsets[b], b <= images.
-__global__ void __launch_bounds__(128, 4)
+__global__ void __launch_bounds__(kRowThreads, 4)
     check_offsets_kernel(const int64_t* offsets, int64_t images, int64_t total) {
   follow_previous_kernel();
   const int64_t b = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
@@ -21,7 +21,7 @@ __global__ void __launch_bounds__(128, 4)
 }
 
 // A thread owns the border before point i, i <= total: all images that begin there.
-__global__ void __launch_bounds__(128, 4)
+__global__ void __launch_bounds__(kRowThreads, 4)
     batch_offsets_kernel(const int64_t* batch, int64_t total, int64_t images, int64_t* offsets) {
   follow_previous_kernel();
   const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
@@ -36,6 +36,20 @@ __global__ void __launch_bounds__(128, 4)
   for (int64_t b = before + 1; b <= here; ++b) {
     offsets[b] = i;
   }
+}
+
+}  // namespace
+
+cudaError_t launch_check_offsets(const int64_t* offsets, int64_t images, int64_t total,
+                                 cudaStream_t stream) {
+  return launch(check_offsets_kernel, {ceil_div(images + 1, kRowThreads), kRowThreads},
+                Queue{stream}, offsets, images, total);
+}
+
+cudaError_t launch_batch_offsets(const int64_t* batch, int64_t total, int64_t images,
+                                 int64_t* offsets, cudaStream_t stream) {
+  return launch(batch_offsets_kernel, {ceil_div(total + 1, kRowThreads), kRowThreads},
+                Queue{stream}, batch, total, images, offsets);
 }
 
 }  // namespace discloss::cuda
