@@ -1,15 +1,14 @@
-"""The device every test body runs on: the CPU, the CUDA kernels emulated on it, a GPU."""
+"""Options, fixtures and the collection of all tests. The devices: support/devices.py."""
 
 from __future__ import annotations
 
-import contextlib
-import zlib
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from support.devices import DEVICES, device_of
 
 torch.set_num_threads(1)
 
@@ -31,7 +30,25 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--seed", type=int, default=0, help="of the emulated schedules (default: 0)")
 
 
-_DEVICES = ("cpu", pytest.param("cuda_emulated", marks=pytest.mark.emulated), "cuda")
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    absent = {name: device.why_not_here() for name, device in DEVICES.items()}
+    here = ", ".join(name for name, why in absent.items() if not why)
+    not_here = ", ".join(f"{name} ({why})" for name, why in absent.items() if why)
+    return [f"devices: {here}" + (f"; not here: {not_here}" if not_here else "")]
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m looks at the markers
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark the tests of a device as it says, and leave out those of devices that are not here."""
+    kept, left_out = [], []
+    for item in items:
+        device = device_of(item)
+        if device is not None and device.marker:
+            item.add_marker(device.marker)
+        (kept if device is None or not device.why_not_here() else left_out).append(item)
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = kept
 
 
 @pytest.fixture(scope="session")
@@ -44,45 +61,8 @@ def emulated_ops() -> Any:
     return _ops.bind(emulator.load())
 
 
-@contextlib.contextmanager
-def filled_memory() -> Iterator[None]:
-    """While it lasts, at::empty gives NaN, the greatest integers, and bytes 0xFF (a workspace).
-
-    That is what torch's deterministic mode does (torch.utils.deterministic): what a kernel fails to
-    write, or reads before it is written, is seen in the result.
-    """
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before)
-
-
-@pytest.fixture(params=_DEVICES)
+@pytest.fixture(params=[name for name, device in DEVICES.items() if device.everywhere])
 def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
-    """Where the tensors go. With "cuda_emulated" that is the CPU, and the ops are the kernels of
-    csrc/cuda run by the emulator, under the same Python; "cuda_emulated_sm8" and "_sm9" choose
-    whether that device has clusters, which the seed does otherwise."""
-    if request.param.startswith("cuda_emulated"):
-        import emulator
-
-        from discloss_cuda import _ops
-
-        ops = request.getfixturevalue("emulated_ops")
-        # Another order of threads for every test and seed. On one multiprocessor a block visits
-        # many tiles, on four there are many blocks; with clusters a small batch is one launch.
-        # Also repairs a device whose kernel failed in another test.
-        seed = zlib.crc32(request.node.nodeid.encode()) + request.config.getoption("--seed")
-        compute_capability = int(request.param.partition("_sm")[2] or 8 + seed // 2 % 2)
-        emulator.device().configure(
-            seed=seed,
-            compute_capability=compute_capability,
-            multiprocessors=16 if compute_capability == 9 else 1 if seed % 2 else 4,
-        )
-        with _ops.use(ops), filled_memory():
-            yield torch.device("cpu")
-        return
-    if request.param == "cuda" and not torch.cuda.is_available():
-        pytest.skip("no GPU is visible")
-    yield torch.device(request.param)
+    """Where the tensors of the test go, on each of the devices of support/devices.py."""
+    with DEVICES[request.param].enter(request) as where:
+        yield where

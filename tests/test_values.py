@@ -31,12 +31,7 @@ def _combinations() -> list[Any]:
     everywhere += [("cuda", name) for name in (*DENSE, *PACKED)]
     emulated = [(f"cuda_emulated_sm{n}", name) for n in (8, 9) for name in EMULATED]
     return [
-        pytest.param(
-            *pair,
-            dtype,
-            id=f"{'-'.join(pair)}-{dtype}",
-            marks=[pytest.mark.emulated] if pair in emulated else [],
-        )
+        pytest.param(*pair, dtype, id=f"{'-'.join(pair)}-{dtype}")
         for pair in everywhere + emulated
         for dtype in DTYPES
         # Not twice: neither is worked on by a cluster of blocks.
