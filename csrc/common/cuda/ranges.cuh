@@ -33,7 +33,7 @@ inline BlockRanges plan_ranges(int64_t total, int64_t blocks) {
   return ranges;
 }
 
-// For work that is shared among all warps of a launch: a warp takes one item, then the next.
+// For grid-stride loops of warps: first_warp(), then all_warps() further on.
 __device__ __forceinline__ int64_t first_warp() {
   return (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / 32;
 }

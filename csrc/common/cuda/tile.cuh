@@ -22,7 +22,7 @@ struct TileShape {
   int pixels;    // T, a power of two
   int channels;  // of a chunk, <= D
   int pitch;     // T and one vector: 16-byte accesses are aligned, and hit different banks where
-                 // threads walk different rows at the same pixel
+                 // threads are at one pixel of different rows
 };
 
 // A tensor of the batch in global memory, as embeddings and their gradient are.

@@ -45,26 +45,26 @@ ForwardTuple forward(const at::Tensor& embeddings, const at::Tensor& labels,
   const at::Tensor slots = empty(labels.sizes(), embeddings.options().dtype(at::kInt));
   const ForwardResult r =
       ForwardResult::allocate(embeddings, slots, batch.images.count, max_instances, squeeze, empty);
-  const ForwardArguments arguments = {batch,
-                                      view.tensor.const_data_ptr(),
-                                      labels_of(ids),
-                                      ignore_labels.data(),
-                                      static_cast<int64_t>(ignore_labels.size()),
-                                      delta_var,
-                                      delta_dist,
-                                      alpha,
-                                      beta,
-                                      gamma,
-                                      r.loss.mutable_data_ptr(),
-                                      r.variance.mutable_data_ptr(),
-                                      r.distance.mutable_data_ptr(),
-                                      r.regularization.mutable_data_ptr(),
-                                      r.slots.mutable_data_ptr<int32_t>(),
-                                      r.instances.mutable_data_ptr<int64_t>(),
-                                      r.counts.mutable_data_ptr<int64_t>(),
-                                      r.means.mutable_data_ptr(),
-                                      r.pull.mutable_data_ptr(),
-                                      r.push.mutable_data_ptr()};
+  const ForwardArguments arguments = {
+      batch,
+      view.tensor.const_data_ptr(),
+      labels_of(ids),
+      {ignore_labels.data(), static_cast<int64_t>(ignore_labels.size())},
+      delta_var,
+      delta_dist,
+      alpha,
+      beta,
+      gamma,
+      r.loss.mutable_data_ptr(),
+      r.variance.mutable_data_ptr(),
+      r.distance.mutable_data_ptr(),
+      r.regularization.mutable_data_ptr(),
+      r.slots.mutable_data_ptr<int32_t>(),
+      r.instances.mutable_data_ptr<int64_t>(),
+      r.counts.mutable_data_ptr<int64_t>(),
+      r.means.mutable_data_ptr(),
+      r.pull.mutable_data_ptr(),
+      r.push.mutable_data_ptr()};
   size_t bytes = 0;
   check_launch(forward_workspace(arguments, &bytes));
   const at::Tensor workspace = allocate_workspace(bytes, embeddings);
@@ -137,13 +137,10 @@ c10::SymInt count_instances(const at::Tensor& labels, const std::optional<at::Te
   }
   const at::Tensor count = at::empty({images.count}, labels.options().dtype(at::kInt));
   for (int64_t limit = 2048;; limit *= 16) {
-    const CountArguments arguments = {images,
-                                      labels.numel(),
-                                      labels_of(ids),
-                                      ignore_labels.data(),
-                                      static_cast<int64_t>(ignore_labels.size()),
-                                      limit,
-                                      count.mutable_data_ptr<int32_t>()};
+    const CountArguments arguments = {
+        images,         labels.numel(),
+        labels_of(ids), {ignore_labels.data(), static_cast<int64_t>(ignore_labels.size())},
+        limit,          count.mutable_data_ptr<int32_t>()};
     size_t bytes = 0;
     check_launch(count_workspace(arguments, &bytes));
     const at::Tensor workspace = allocate_workspace(bytes, labels);

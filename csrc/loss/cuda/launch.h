@@ -23,13 +23,18 @@ struct Batch {
   int norm;  // 1 or 2
 };
 
+// Ids whose pixels take part in nothing, on the host.
+struct IgnoreLabels {
+  const int64_t* ids;
+  int64_t count;
+};
+
 // Pointers without a type are accscalar_t: float, or double for double embeddings.
 struct ForwardArguments {
   Batch batch;
   const void* embeddings;
   Labels labels;
-  const int64_t* ignore_labels;  // on the host
-  int64_t ignore_count;
+  IgnoreLabels ignore;
   double delta_var;
   double delta_dist;
   double alpha;
@@ -78,8 +83,7 @@ struct CountArguments {
   Images images;
   int64_t pixels;
   Labels labels;
-  const int64_t* ignore_labels;  // on the host
-  int64_t ignore_count;
+  IgnoreLabels ignore;
   int64_t limit;   // counting stops beyond it
   int32_t* count;  // [B] instances of each image; anything > limit: more than limit
 };

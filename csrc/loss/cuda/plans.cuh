@@ -1,7 +1,10 @@
-// How a pass is cut into blocks and tiles, on the host: from sizes and the device alone.
+// How a pass is cut into blocks and tiles, and which kernels it takes, on the host: from sizes and
+// the device alone.
 #pragma once
 
 #include <algorithm>
+#include <cstdint>
+#include <type_traits>
 
 #include "common/cuda/launching.cuh"
 #include "common/cuda/portability.cuh"
@@ -10,7 +13,7 @@
 #include "common/cuda/tuning.h"
 #include "gradient_kernels.cuh"
 #include "launch.h"
-#include "small_kernels.cuh"
+#include "loss/loss_math.h"
 #include "sums.cuh"
 
 namespace discloss::cuda {
@@ -21,13 +24,13 @@ constexpr int64_t kSmallPixels = 1 << 14, kSmallValues = 1 << 18, kSmallImages =
 constexpr int64_t kSmallInstances = 1 << 9, kSmallPairValues = 1 << 17;
 constexpr int kLeastMultiprocessors = 2 * kClusterBlocks;  // a small part of a card has no clusters
 
-// D if passes 2 and 3 have kernels that keep D channels in registers, else 0. Those index a table
+// D if passes 2 and 3 have kernels that hold D channels in registers, else 0. Those index a table
 // [M, D] in 32 bits.
 inline int channels_in_registers(const Batch& batch) {
   const bool known = batch.channels == 8 || batch.channels == 16 || batch.channels == 32;
-  const bool kept = batch.norm == 2 && batch.scalar != ScalarType::kFloat64 &&
-                    batch.max_instances <= INT32_MAX / 32;
-  return kPixelsInRegisters && known && kept ? static_cast<int>(batch.channels) : 0;
+  const bool usual = batch.norm == 2 && batch.scalar != ScalarType::kFloat64 &&
+                     batch.max_instances <= INT32_MAX / 32;
+  return kPixelsInRegisters && known && usual ? static_cast<int>(batch.channels) : 0;
 }
 
 // The most blocks that the sets of partial sums may cost: what the gradient, which is not there
@@ -98,8 +101,34 @@ GradientPlan plan_gradient(const Device& device, const Batch& batch) {
   return plan;
 }
 
-inline BlockRanges plan_ids(const Device& device, int64_t pixels) {
-  return plan_ranges(pixels, device.multiprocessors * kIdBlocksPerMultiprocessor);
+// --- which of the kernels ------------------------------------------------------------------------
+
+template <typename Function>
+cudaError_t dispatch_norm(int norm, Function function) {
+  return norm == 1 ? function(Norm<1>{}) : function(Norm<2>{});
+}
+
+template <int kNorm>
+constexpr int norm_of(Norm<kNorm>) {
+  return kNorm;
+}
+
+// Calls function(channels_in_registers, as a type), or function(0) where the rows of a table [B, M,
+// D] may not be read 16 bytes at a time.
+template <typename scalar_t, int kNorm, typename Function>
+cudaError_t dispatch_channels(const Batch& batch, const void* table, Function function) {
+  if constexpr (kNorm == 2 && !std::is_same_v<scalar_t, double>) {
+    const bool aligned = reinterpret_cast<uintptr_t>(table) % 16 == 0;
+    switch (aligned ? channels_in_registers(batch) : 0) {
+      case 8:
+        return function(std::integral_constant<int, 8>{});
+      case 16:
+        return function(std::integral_constant<int, 16>{});
+      case 32:
+        return function(std::integral_constant<int, 32>{});
+    }
+  }
+  return function(std::integral_constant<int, 0>{});
 }
 
 }  // namespace discloss::cuda

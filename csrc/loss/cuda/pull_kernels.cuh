@@ -7,8 +7,10 @@
 #include "common/cuda/pixel.cuh"
 #include "common/cuda/portability.cuh"
 #include "common/cuda/tile.cuh"
-#include "launch.h"
+#include "common/cuda/tuning.h"
+#include "forward_pass.cuh"
 #include "loss/loss_math.h"
+#include "partials.cuh"
 #include "sums.cuh"
 
 namespace discloss::cuda {
@@ -71,17 +73,18 @@ __device__ __forceinline__ bool find_hinges(const int32_t* slots, int pixels, ac
   return open;
 }
 
-// The own sums are sum_i h_i^2: where that is 0, every h_i is, or so small that its square is, and
-// the instance counts as not pulled. Those of the channels are sum_i h_i d|v_i|.
-template <typename scalar_t, int kNorm, typename accscalar_t>
-__device__ __forceinline__ void sum_pull(const SumPlan& plan, int64_t channels,
-                                         const Global<const scalar_t*>& embeddings,
-                                         const int32_t* slots, const accscalar_t* means,
-                                         double delta_var, const Partials& partials) {
+// The weight of a pixel is h_i^2: where that of an instance is 0, every h_i is, or so small that
+// its square is, and the instance counts as not pulled. The channels add up to sum_i h_i d|v_i|.
+template <typename scalar_t, int kNorm>
+__device__ __forceinline__ void sum_pull(const ForwardPass<scalar_t>& pass) {
+  using accscalar_t = typename Accumulate<scalar_t>::type;
   DISCLOSS_DYNAMIC_SHARED(raw);
-  const auto shared = carve_sum_shared<accscalar_t>(raw, plan);
+  const SumPlan& plan = pass.plan;
+  const Partials& partials = pass.tables.partials;
   const Images& images = partials.images;
+  const int64_t channels = partials.channels;
   const int pitch = plan.tile.pitch;
+  const auto shared = carve_sum_shared<accscalar_t>(raw, plan);
   accscalar_t* norms = shared.scratch;
   const bool one_chunk = channels <= plan.tile.channels;
 
@@ -89,12 +92,12 @@ __device__ __forceinline__ void sum_pull(const SumPlan& plan, int64_t channels,
     const int64_t image = range.image;
     double* sums = clear_accumulators(shared.accumulators, plan, partials, image);
     const PixelColumns<kNorm, accscalar_t> columns = {
-        means + image * partials.max_instances * channels, channels, pitch};
+        pass.tables.means + image * partials.max_instances * channels, channels, pitch};
     for_each_tile<Order::kDescending>(
         range, plan.tile.pixels, [&](int64_t first_pixel, int pixels) {
-          const int32_t* tile_slots = slots + images.begin(image) + first_pixel;
+          const int32_t* tile_slots = pass.slots + images.begin(image) + first_pixel;
           const auto source = [&](int64_t c, int rows) {
-            return tile_source(embeddings, images, {image, first_pixel, pixels, c, rows});
+            return tile_source(pass.embeddings, images, {image, first_pixel, pixels, c, rows});
           };
           find_run_ends(plan, tile_slots, pixels, shared.run_ends);
           for (int64_t c = 0; c < channels; c += plan.tile.channels) {
@@ -106,7 +109,7 @@ __device__ __forceinline__ void sum_pull(const SumPlan& plan, int64_t channels,
           }
           // From here norms [T] holds scale(h_i, |v_i|).
           const bool open = find_hinges<kNorm>(
-              tile_slots, pixels, static_cast<accscalar_t>(delta_var), norms, shared.own);
+              tile_slots, pixels, static_cast<accscalar_t>(pass.delta_var), norms, shared.weights);
           if (!__syncthreads_or(open)) {
             return;  // late in training most tiles lie within the margin
           }
@@ -128,45 +131,44 @@ __device__ __forceinline__ void sum_pull(const SumPlan& plan, int64_t channels,
 
 template <typename scalar_t, int kNorm>
 __global__ void __launch_bounds__(kPassThreads, resident_blocks(0))
-    sum_pull_kernel(SumPlan plan, int64_t channels, Global<const scalar_t*> embeddings,
-                    const int32_t* slots, const typename Accumulate<scalar_t>::type* means,
-                    double delta_var, Partials partials) {
+    sum_pull_kernel(ForwardPass<scalar_t> pass) {
   follow_previous_kernel();
-  sum_pull<scalar_t, kNorm>(plan, channels, embeddings, slots, means, delta_var, partials);
+  sum_pull<scalar_t, kNorm>(pass);
 }
 
 // The same for the usual numbers of channels, a pixel in the registers of one thread: embeddings
 // and means are read once, and shared memory is for the sums alone.
 template <typename scalar_t, int kChannels>
 __global__ void __launch_bounds__(kPassThreads, resident_blocks(kChannels))
-    sum_pull_in_registers_kernel(SumPlan plan, Global<const scalar_t*> embeddings,
-                                 const int32_t* slots, const float* means, double delta_var,
-                                 Partials partials) {
+    sum_pull_in_registers_kernel(ForwardPass<scalar_t> pass) {
   follow_previous_kernel();
   DISCLOSS_DYNAMIC_SHARED(raw);
-  const auto shared = carve_sum_shared<float>(raw, plan);
+  const SumPlan& plan = pass.plan;
+  const Partials& partials = pass.tables.partials;
   const Images& images = partials.images;
+  const int64_t pixel_stride = pass.embeddings.strides.pixel;
   const int pitch = plan.tile.pitch;
+  const auto shared = carve_sum_shared<float>(raw, plan);
 
   for_each_image<Order::kDescending>(images, plan.ranges, [&](const ImageRange& range) {
     const int64_t image = range.image;
     double* sums = clear_accumulators(shared.accumulators, plan, partials, image);
-    const float* image_means = means + image * partials.max_instances * kChannels;
+    const float* image_means = pass.tables.means + image * partials.max_instances * kChannels;
     for_each_tile<Order::kDescending>(
         range, plan.tile.pixels, [&](int64_t first_pixel, int pixels) {
-          const int32_t* tile_slots = slots + images.begin(image) + first_pixel;
+          const int32_t* tile_slots = pass.slots + images.begin(image) + first_pixel;
           find_run_ends(plan, tile_slots, pixels, shared.run_ends);
           const int64_t offset =
-              images.embedding(image, embeddings.strides) + first_pixel * embeddings.strides.pixel;
+              images.embedding(image, pass.embeddings.strides) + first_pixel * pixel_stride;
           bool open = false;
           for (int i = threadIdx.x; i < pixels; i += blockDim.x) {
             Pixel<kChannels> pixel;
-            pixel.load(embeddings, offset + i * embeddings.strides.pixel);
+            pixel.load(pass.embeddings, offset + i * pixel_stride);
             const int32_t slot = tile_slots[i];
             float h = 0, scale = 0;
             if (slot >= 0) {
               const float norm = Norm<2>::finish(pixel.subtract(image_means + slot * kChannels));
-              h = hinge(norm - static_cast<float>(delta_var));
+              h = hinge(norm - static_cast<float>(pass.delta_var));
               scale = Norm<2>::scale(h, norm);
               open |= h != 0.0f;
             }
@@ -174,7 +176,7 @@ __global__ void __launch_bounds__(kPassThreads, resident_blocks(kChannels))
             for (int c = 0; c < kChannels; ++c) {
               shared.tile[c * pitch + i] = h == 0.0f ? 0.0f : scale * pixel.values[c];
             }
-            shared.own[i] = h * h;
+            shared.weights[i] = h * h;
           }
           if (!__syncthreads_or(open)) {  // else the tile, its run ends, the accumulators are there
             return;                       // late in training most tiles lie within the margin
@@ -199,22 +201,38 @@ __device__ __forceinline__ accscalar_t pull_of(int64_t instances, int64_t count,
 // A block owns instance (b, k): pull [B, M, D], and variance_sums [B, M] its part of L_var.
 template <typename accscalar_t>
 __global__ void __launch_bounds__(kRowThreads, 6)
-    reduce_pull_kernel(Partials partials, const int64_t* instances, const int64_t* counts,
-                       accscalar_t* pull, double* variance_sums) {
+    reduce_pull_kernel(ForwardTables<accscalar_t> tables) {
   follow_previous_kernel();
   DISCLOSS_DYNAMIC_SHARED(raw);
   auto* scratch = reinterpret_cast<double*>(raw);
-  const int64_t image = blockIdx.x / partials.max_instances;
-  const int64_t slot = blockIdx.x % partials.max_instances;
-  const int64_t count = counts[blockIdx.x];
-  const double squares = reduce_own(partials, image, slot, scratch);
+  const int64_t image = blockIdx.x / tables.max_instances();
+  const int64_t slot = blockIdx.x % tables.max_instances();
+  const int64_t instances = tables.instances[image], count = tables.counts[blockIdx.x];
+  const double squares = reduce_weight(tables.partials, image, slot, scratch);
   if (threadIdx.x == 0) {
-    variance_sums[blockIdx.x] = variance_of(instances[image], count, squares);
+    tables.variance_sums[blockIdx.x] = variance_of(instances, count, squares);
   }
-  accscalar_t* row = pull + blockIdx.x * partials.channels;
-  reduce_channels(partials, image, slot, scratch, [&](int64_t channel, double sum) {
-    row[channel] = pull_of<accscalar_t>(instances[image], count, sum);
+  accscalar_t* row = tables.pull + blockIdx.x * tables.channels();
+  reduce_channels(tables.partials, image, slot, scratch, [&](int64_t channel, double sum) {
+    row[channel] = pull_of<accscalar_t>(instances, count, sum);
   });
+}
+
+// The same of few partial sums, grid-stride: a warp owns instance (b, k).
+__device__ inline void reduce_pull_in_warps(const ForwardTables<float>& tables) {
+  const Partials& partials = tables.partials;
+  for (int64_t row = first_warp(); row < tables.rows(); row += all_warps()) {
+    const int64_t image = row / partials.max_instances, slot = row % partials.max_instances;
+    const int64_t instances = tables.instances[image], count = tables.counts[row];
+    const double squares = reduce_weight_in_warp(partials, image, slot);
+    for (int64_t d = threadIdx.x % 32; d < partials.channels; d += 32) {
+      tables.pull[row * partials.channels + d] =
+          pull_of<float>(instances, count, reduce_channel_in_lane(partials, image, slot, d));
+    }
+    if (threadIdx.x % 32 == 0) {
+      tables.variance_sums[row] = variance_of(instances, count, squares);
+    }
+  }
 }
 
 }  // namespace discloss::cuda

@@ -1,39 +1,41 @@
-// Between the passes: everything of size K x D. Push (distance) and regularization terms, and the
-// loss of each image.
+// The push (distance) term between the means of an image, and its derivative:
 //
-//   L_dist = 1/(K(K-1)) sum_{a != b} [2 delta_dist - |mu_a - mu_b|]_+^2      L_reg = 1/K sum |mu_k|
+//   L_dist = 1/(K(K-1)) sum_{a != b} [2 delta_dist - |mu_a - mu_b|]_+^2                    (eq. 2)
 #pragma once
+
+#include <limits>
 
 #include "common/cuda/pixel.cuh"
 #include "common/cuda/portability.cuh"
-#include "launch.h"
+#include "common/cuda/ranges.cuh"
+#include "common/cuda/tuning.h"
+#include "forward_pass.cuh"
 #include "loss/loss_math.h"
-#include "sums.cuh"
 
 namespace discloss::cuda {
 
-// A warp owns instance (b, k), then the next, and walks over all others, a lane a pair for the
-// distances, then a lane a channel for the derivative. Every pair is visited from both ends, so
-// that no two warps write one address.
+// Grid-stride: a warp owns instance (b, k) and visits all others, a lane a pair for the distances,
+// then a lane a channel for the derivative. Every pair is visited from both ends, so that no two
+// warps write one address.
 //   push [B, M, D] = dL_dist/dmu_k    push_sums [B, M] = sum_b hinge^2
 template <typename accscalar_t, int kNorm>
-__device__ inline void push_instances(int64_t images, int64_t max_instances, int64_t channels,
-                                      const int64_t* instances, const accscalar_t* means,
-                                      double delta_dist, accscalar_t* push, double* push_sums) {
+__device__ inline void push_instances(const ForwardTables<accscalar_t>& tables) {
   const int lane = threadIdx.x % 32;
-  const accscalar_t margin = static_cast<accscalar_t>(2.0 * delta_dist);
-  for (int64_t row = first_warp(); row < images * max_instances; row += all_warps()) {
-    const int64_t image = row / max_instances, k = row % max_instances, count = instances[image];
-    const accscalar_t* image_means = means + image * max_instances * channels;
+  const int64_t max_instances = tables.max_instances(), channels = tables.channels();
+  const accscalar_t margin = static_cast<accscalar_t>(2.0 * tables.delta_dist);
+  for (int64_t row = first_warp(); row < tables.rows(); row += all_warps()) {
+    const int64_t image = row / max_instances, k = row % max_instances;
+    const int64_t count = tables.instances[image];
+    const accscalar_t* image_means = tables.means + image * max_instances * channels;
     const accscalar_t* mean = image_means + k * channels;
-    accscalar_t* gradient = push + row * channels;
+    accscalar_t* gradient = tables.push + row * channels;
     for (int64_t d = lane; d < channels; d += 32) {
       gradient[d] = 0;
     }
     double squares = 0.0;
     for (int64_t first = 0; k < count && first < count; first += 32) {
       const int64_t other = first + lane;
-      accscalar_t weight = 0;
+      accscalar_t scale = 0;
       if (other < count && other != k) {
         accscalar_t sum = 0;
         for (int64_t d = 0; d < channels; ++d) {
@@ -42,16 +44,16 @@ __device__ inline void push_instances(int64_t images, int64_t max_instances, int
         const accscalar_t distance = Norm<kNorm>::finish(sum);
         const accscalar_t h = hinge(margin - distance);
         squares += static_cast<double>(h) * static_cast<double>(h);
-        weight = Norm<kNorm>::scale(h, distance);
+        scale = Norm<kNorm>::scale(h, distance);
       }
-      const unsigned pushed = __ballot_sync(0xffffffffu, weight != accscalar_t(0));
+      const unsigned pushed = __ballot_sync(0xffffffffu, scale != accscalar_t(0));
       for (int64_t c = 0; pushed != 0 && c < channels; c += 32) {
         const int64_t d = c + lane < channels ? c + lane : c;
         double sum = 0.0;
         for (unsigned left = pushed; left != 0; left &= left - 1) {
           const int at = __ffs(left) - 1;
           const accscalar_t v = mean[d] - image_means[(first + at) * channels + d];
-          sum += static_cast<double>(__shfl_sync(0xffffffffu, weight, at)) *
+          sum += static_cast<double>(__shfl_sync(0xffffffffu, scale, at)) *
                  static_cast<double>(Norm<kNorm>::direction(v));
         }
         if (c + lane < channels) {
@@ -61,24 +63,19 @@ __device__ inline void push_instances(int64_t images, int64_t max_instances, int
     }
     squares = warp_sum(squares);
     if (lane == 0) {
-      push_sums[row] = squares;
+      tables.push_sums[row] = squares;
     }
   }
 }
 
 template <typename accscalar_t, int kNorm>
-__global__ void __launch_bounds__(kRowThreads, 4)
-    push_kernel(int64_t images, int64_t max_instances, int64_t channels, const int64_t* instances,
-                const accscalar_t* means, double delta_dist, accscalar_t* push, double* push_sums) {
+__global__ void __launch_bounds__(kRowThreads, 4) push_kernel(ForwardTables<accscalar_t> tables) {
   follow_previous_kernel();
-  push_instances<accscalar_t, kNorm>(images, max_instances, channels, instances, means, delta_dist,
-                                     push, push_sums);
+  push_instances<accscalar_t, kNorm>(tables);
 }
 
 // The same for the usual numbers of channels. A block owns 16 instances of an image; each half of a
-// warp holds their means in registers and meets every 2 kWarps-th of the others. Most pairs are too
-// far apart to be pushed, which often shows in half of their channels; the others could hold a NaN
-// then, or a difference of infinities, only where a norm is not finite.
+// warp holds their means in registers and meets every 2 kWarps-th of the others.
 template <int kChannels>
 struct PushBlock {
   static constexpr int kThreads = kChannels <= 16 ? 512 : 256;
@@ -88,24 +85,35 @@ struct PushBlock {
   static constexpr size_t kSharedBytes = kWarps * kInstances * kSums * sizeof(double);
 };
 
+// The part of an instance's sums that one lane has.
 template <int kChannels>
-__global__ void __launch_bounds__(PushBlock<kChannels>::kThreads)
-    push_in_registers_kernel(int64_t max_instances, const int64_t* instances, const float* means,
-                             const float* mean_norms, double delta_dist, float* push,
-                             double* push_sums) {
-  follow_previous_kernel();
+struct PushSums {
+  double squares = 0.0;
+  double gradient[kChannels] = {};
+};
+
+// Pairs whose computed |v|^2 is beyond kFar m^2, m = 2 delta_dist, have a computed |v| >= m, hence
+// a hinge of exactly 0: with u = 2^-24, the bound is at least kFar m^2 (1 - u)^2 as it is rounded
+// twice, and (1 + 4u)(1 - u)^2 > 1; the root is rounded to nearest, so monotonically, and m is a
+// float. (Where m^2 is subnormal, |v|^2 is above the bound by a whole step, and both roundings
+// together are no more.)
+constexpr float kFar = 1.0f + 2.0f * std::numeric_limits<float>::epsilon();  // 1 + 4u
+
+// A lane adds up instance k's pairs with instances first + half, ... of the image. Most pairs are
+// too far apart to be pushed, which often shows in half of their channels, since a sum of squares
+// only grows; the others could hold a NaN then, or a difference of infinities, only where a norm is
+// not finite.
+template <int kChannels>
+__device__ __forceinline__ PushSums<kChannels> push_pairs(const ForwardTables<float>& tables,
+                                                          int64_t image, int64_t first_k,
+                                                          int64_t k) {
   using Block = PushBlock<kChannels>;
-  DISCLOSS_DYNAMIC_SHARED(raw);
-  auto* found = reinterpret_cast<double*>(raw);  // [warps, instances, sums]
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, half = lane / Block::kInstances;
-  const int64_t groups = (max_instances + Block::kInstances - 1) / Block::kInstances;
-  const int64_t image = blockIdx.x / groups, first_k = blockIdx.x % groups * Block::kInstances;
-  const int64_t k = first_k + lane % Block::kInstances;
-  const int64_t count = instances[image];
-  const float* image_means = means + image * max_instances * kChannels;
-  const float* norms = mean_norms + image * max_instances;
-  const float margin = static_cast<float>(2.0 * delta_dist);
-  const float far = margin * margin * 1.00001f;  // a little more than rounding
+  const int warp = threadIdx.x / 32, half = threadIdx.x % 32 / Block::kInstances;
+  const int64_t count = tables.instances[image];
+  const float* image_means = tables.means + image * tables.max_instances() * kChannels;
+  const float* norms = tables.mean_norms + image * tables.max_instances();
+  const float margin = static_cast<float>(2.0 * tables.delta_dist);
+  const float far = margin * margin * kFar;
 
   Pixel<kChannels> mean;
   mean.clear();
@@ -113,7 +121,7 @@ __global__ void __launch_bounds__(PushBlock<kChannels>::kThreads)
     mean.load_row(image_means + k * kChannels);
   }
   const float norm = k < count ? norms[k] : 0.0f;
-  double gradient[kChannels] = {}, squares = 0.0;
+  PushSums<kChannels> sums;
   // The lanes of a warp stay together, for the vote.
   for (int64_t first = 2 * warp; first_k < count && first < count; first += 2 * Block::kWarps) {
     const int64_t other = first + half < count ? first + half : first;
@@ -131,103 +139,66 @@ __global__ void __launch_bounds__(PushBlock<kChannels>::kThreads)
     }
     const float distance = Norm<2>::finish(sum);
     const float h = hinge(margin - distance);
-    const float weight = Norm<2>::scale(h, distance);
-    squares += static_cast<double>(h) * static_cast<double>(h);
+    const float scale = Norm<2>::scale(h, distance);
+    sums.squares += static_cast<double>(h) * static_cast<double>(h);
 #pragma unroll
     for (int c = 0; c < kChannels; ++c) {
-      // A weight of 0 may meet an infinite difference.
-      gradient[c] +=
-          weight == 0.0f ? 0.0 : static_cast<double>(weight) * static_cast<double>(v.values[c]);
+      // A scale of 0 may meet an infinite difference.
+      sums.gradient[c] +=
+          scale == 0.0f ? 0.0 : static_cast<double>(scale) * static_cast<double>(v.values[c]);
     }
   }
+  return sums;
+}
 
-  // The halves of a warp, then the warps in order.
+// Adds the halves of each warp, then the warps in order: found [warps, instances, sums] is shared
+// memory.
+template <int kChannels>
+__device__ __forceinline__ void reduce_push(const ForwardTables<float>& tables, int64_t image,
+                                            int64_t first_k, const PushSums<kChannels>& sums,
+                                            double* found) {
+  using Block = PushBlock<kChannels>;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const auto store = [&](int column, double sum) {
     sum += __shfl_xor_sync(0xffffffffu, sum, Block::kInstances);
-    if (half == 0) {
+    if (lane < Block::kInstances) {
       found[(warp * Block::kInstances + lane) * Block::kSums + column] = sum;
     }
   };
-  store(0, squares);
+  store(0, sums.squares);
 #pragma unroll
   for (int c = 0; c < kChannels; ++c) {
-    store(1 + c, gradient[c]);
+    store(1 + c, sums.gradient[c]);
   }
   __syncthreads();  // all warps' sums are there
-  const double factor = push_factor(count);
+  const double factor = push_factor(tables.instances[image]);
   for (int i = threadIdx.x; i < Block::kInstances * Block::kSums; i += blockDim.x) {
     const int column = i % Block::kSums;
-    const int64_t own = first_k + i / Block::kSums, to = image * max_instances + own;
+    const int64_t k = first_k + i / Block::kSums, to = image * tables.max_instances() + k;
     double sum = 0.0;
 #pragma unroll
     for (int other = 0; other < Block::kWarps; ++other) {
       sum += found[other * Block::kInstances * Block::kSums + i];
     }
-    if (own < max_instances && column == 0) {
-      push_sums[to] = sum;
-    } else if (own < max_instances) {
-      push[to * kChannels + column - 1] = static_cast<float>(factor * sum);
+    if (k < tables.max_instances() && column == 0) {
+      tables.push_sums[to] = sum;
+    } else if (k < tables.max_instances()) {
+      tables.push[to * kChannels + column - 1] = static_cast<float>(factor * sum);
     }
   }
 }
 
-// Adds values [count] with all threads of a block, in a fixed order, for all of them.
-template <typename T>
-__device__ inline double sum_values(const T* values, int64_t count, double* scratch) {
-  double sum = 0.0;
-  for (int64_t i = threadIdx.x; i < count; i += blockDim.x) {
-    sum += static_cast<double>(values[i]);
-  }
-  return block_sum(sum, scratch);
-}
-
-template <typename accscalar_t>
-struct TermSums {
-  const double* variance;    // [B, M] parts of L_var
-  const double* push;        // [B, M] squared hinges
-  const accscalar_t* norms;  // [B, M] |mu_k|
-};
-
-// What an image's terms are put together with.
-template <typename accscalar_t>
-struct Terms {
-  double alpha;
-  double beta;
-  double gamma;
-  accscalar_t* loss;            // [B]
-  accscalar_t* variance;        // [B]
-  accscalar_t* distance;        // [B]
-  accscalar_t* regularization;  // [B]
-};
-
-// A block owns images blockIdx.x, blockIdx.x + gridDim.x, ... scratch [blockDim.x]
-template <typename accscalar_t>
-__device__ inline void finish_images(const TermSums<accscalar_t>& sums, int64_t images,
-                                     int64_t max_instances, const int64_t* instances,
-                                     const Terms<accscalar_t>& terms, double* scratch) {
-  for (int64_t image = blockIdx.x; image < images; image += gridDim.x) {
-    const int64_t first = image * max_instances, count = instances[image];
-    const double pulled = sum_values(sums.variance + first, count, scratch);
-    const double pushed = distance_factor(count) * sum_values(sums.push + first, count, scratch);
-    const double norms = sum_values(sums.norms + first, count, scratch);
-    if (threadIdx.x == 0) {
-      const double regularized = count > 0 ? norms / static_cast<double>(count) : 0.0;
-      terms.variance[image] = static_cast<accscalar_t>(pulled);
-      terms.distance[image] = static_cast<accscalar_t>(pushed);
-      terms.regularization[image] = static_cast<accscalar_t>(regularized);
-      terms.loss[image] = static_cast<accscalar_t>(terms.alpha * pulled + terms.beta * pushed +
-                                                   terms.gamma * regularized);
-    }
-  }
-}
-
-template <typename accscalar_t>
-__global__ void __launch_bounds__(kRowThreads, 4)
-    finish_kernel(TermSums<accscalar_t> sums, int64_t images, int64_t max_instances,
-                  const int64_t* instances, Terms<accscalar_t> terms) {
+template <int kChannels>
+__global__ void __launch_bounds__(PushBlock<kChannels>::kThreads)
+    push_in_registers_kernel(ForwardTables<float> tables) {
   follow_previous_kernel();
+  using Block = PushBlock<kChannels>;
   DISCLOSS_DYNAMIC_SHARED(raw);
-  finish_images(sums, images, max_instances, instances, terms, reinterpret_cast<double*>(raw));
+  const int64_t groups = ceil_div(tables.max_instances(), Block::kInstances);
+  const int64_t image = blockIdx.x / groups, first_k = blockIdx.x % groups * Block::kInstances;
+  const int64_t k = first_k + threadIdx.x % Block::kInstances;
+  const auto sums = push_pairs<kChannels>(tables, image, first_k, k);
+  reduce_push<kChannels>(tables, image, first_k, sums, reinterpret_cast<double*>(raw));
 }
 
 }  // namespace discloss::cuda

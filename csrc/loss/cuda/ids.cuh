@@ -12,6 +12,10 @@
 // all blocks (small_kernels.cuh).
 #pragma once
 
+#include <cstddef>
+
+#include "common/cuda/dtypes.h"
+#include "common/cuda/launching.cuh"
 #include "common/cuda/portability.cuh"
 #include "common/cuda/ranges.cuh"
 #include "launch.h"
@@ -26,20 +30,29 @@ constexpr int32_t kIgnoredPixel = -1;   // slot of an ignored pixel
 constexpr int kIgnoredPerLaunch = 256;  // ids passed by value: 2 KB of 4 KB of kernel arguments
 constexpr int64_t kMinTableEntries = 32;
 
-// Open addressing, one table an image, at most half full. Set to 0xFF before phase 1.
+// Open addressing, one table an image, at most half full.
 struct IdTable {
-  int64_t capacity;  // C, a power of two
-  int64_t limit;     // M, the length of the list
-  Key* keys;         // [B, C + 1]
-  int32_t* slots;    // [B, C + 1]
-  int32_t* last;     // [B] index of the last listed id, -1 if none
-  int64_t* ids;      // [B, M] in order of arrival
-  int32_t* entries;  // [B, M] the table entry of each
+  int64_t capacity;     // C, a power of two
+  int64_t limit;        // M, the length of the list
+  int64_t clear_bytes;  // from keys on, to be set to 0xFF before phase 1
+  Key* keys;            // [B, C + 1]
+  int32_t* slots;       // [B, C + 1]
+  int32_t* last;        // [B] index of the last listed id, -1 if none
+  int64_t* ids;         // [B, M] in order of arrival
+  int32_t* entries;     // [B, M] the table entry of each
 };
 
 struct IgnoredIds {
   int64_t ids[kIgnoredPerLaunch];
   int count;
+};
+
+// What all phases over the pixels work on.
+struct IdPass {
+  IdTable table;
+  Images images;
+  BlockRanges ranges;
+  Labels labels;
 };
 
 __device__ __forceinline__ int64_t load_label(const Labels& labels, int64_t i) {
@@ -110,7 +123,18 @@ __device__ inline int32_t find_slot(const IdTable& table, int64_t image, int64_t
   return slot < 0 ? kIgnoredPixel : slot;
 }
 
-// Phase 1. A block owns images blockIdx.x, blockIdx.x + gridDim.x, ...
+// Before phase 1, where no memset has done it.
+__device__ inline void clear_table(const IdTable& table) {
+  auto* memory = reinterpret_cast<int32_t*>(table.keys);
+  const auto words = table.clear_bytes / static_cast<int64_t>(sizeof(int32_t));
+  const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < words;
+       i += step) {
+    memory[i] = -1;
+  }
+}
+
+// Phase 1. Grid-stride: a block owns an image.
 __device__ inline void insert_ignored(const IdTable& table, int64_t images,
                                       const IgnoredIds& ignored) {
   for (int64_t b = blockIdx.x; b < images; b += gridDim.x) {
@@ -145,24 +169,23 @@ __device__ inline void enlist(const IdTable& table, int64_t image, int64_t id, b
 
 // Phase 2. A warp reads 32 neighbouring labels, and of a run of equal ones only the first goes to
 // the table.
-__device__ inline void insert_ids(const IdTable& table, const Images& images,
-                                  const BlockRanges& ranges, const Labels& labels, bool must_fit) {
+__device__ inline void insert_ids(const IdPass& pass, bool must_fit) {
   const int lane = threadIdx.x % 32;
-  for_each_image(images, ranges, [&](const ImageRange& range) {
-    const int64_t begin = images.begin(range.image);
+  for_each_image(pass.images, pass.ranges, [&](const ImageRange& range) {
+    const int64_t begin = pass.images.begin(range.image);
     // The loop bound is the same for all lanes of a warp: they stay together for the shuffle.
     for (int64_t first = range.begin; first < range.end; first += blockDim.x) {
       const int64_t i = first + threadIdx.x;
-      const int64_t id = i < range.end ? load_label(labels, begin + i) : 0;
+      const int64_t id = i < range.end ? load_label(pass.labels, begin + i) : 0;
       const int64_t previous = __shfl_up_sync(0xffffffffu, id, 1);
       if (i < range.end && (lane == 0 || id != previous)) {
-        enlist(table, range.image, id, must_fit);
+        enlist(pass.table, range.image, id, must_fit);
       }
     }
   });
 }
 
-// Phase 3. A warp owns one listed id, then the next, and its lanes share the others. instances [B]
+// Phase 3. Grid-stride: a warp owns a listed id, and its lanes compare the others. instances [B]
 // receives K.
 __device__ inline void rank_ids(const IdTable& table, int64_t images, int64_t* instances) {
   const int lane = threadIdx.x % 32;
@@ -188,47 +211,28 @@ __device__ inline void rank_ids(const IdTable& table, int64_t images, int64_t* i
 }
 
 // Phase 4. slots [pixels]
-__device__ inline void assign_slots(const IdTable& table, const Images& images,
-                                    const BlockRanges& ranges, const Labels& labels,
-                                    int32_t* slots) {
-  for_each_image(images, ranges, [&](const ImageRange& range) {
-    const int64_t begin = images.begin(range.image);
+__device__ inline void assign_slots(const IdPass& pass, int32_t* slots) {
+  for_each_image(pass.images, pass.ranges, [&](const ImageRange& range) {
+    const int64_t begin = pass.images.begin(range.image);
     for (int64_t i = range.begin + threadIdx.x; i < range.end; i += blockDim.x) {
-      slots[begin + i] = find_slot(table, range.image, load_label(labels, begin + i));
+      slots[begin + i] = find_slot(pass.table, range.image, load_label(pass.labels, begin + i));
     }
   });
 }
 
-__global__ void insert_ignored_kernel(IdTable table, int64_t images, IgnoredIds ignored) {
-  follow_previous_kernel();
-  insert_ignored(table, images, ignored);
-}
+// --- on the host (ids.cu) ------------------------------------------------------------------------
 
-__global__ void insert_ids_kernel(IdTable table, Images images, BlockRanges ranges, Labels labels,
-                                  bool must_fit) {
-  follow_previous_kernel();
-  insert_ids(table, images, ranges, labels, must_fit);
-}
+IdTable take_table(Workspace& workspace, int64_t images, int64_t limit, int64_t ignore_count);
 
-__global__ void rank_ids_kernel(IdTable table, int64_t images, int64_t* instances) {
-  follow_previous_kernel();
-  rank_ids(table, images, instances);
-}
+// As many of the ids from number `first` on as a launch takes.
+IgnoredIds ignored_ids(const IgnoreLabels& ignore, int64_t first);
 
-__global__ void assign_slots_kernel(IdTable table, Images images, BlockRanges ranges, Labels labels,
-                                    int32_t* slots) {
-  follow_previous_kernel();
-  assign_slots(table, images, ranges, labels, slots);
-}
+// pixels: of all images
+IdPass id_pass(const Device& device, const IdTable& table, const Images& images, int64_t pixels,
+               const Labels& labels);
 
-// count [B] receives the number of instances that insert_ids found.
-__global__ void read_counts_kernel(IdTable table, int64_t images, int32_t* count) {
-  follow_previous_kernel();
-  const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
-  for (int64_t b = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; b < images;
-       b += step) {
-    count[b] = table.last[b] + 1;
-  }
-}
+// All phases: a slot for every pixel, slots [pixels], and the numbers of instances [B].
+cudaError_t launch_ids(const IdPass& pass, const IgnoreLabels& ignore, int32_t* slots,
+                       int64_t* instances, const Queue& queue);
 
 }  // namespace discloss::cuda
