@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import aims, exact, memory, report
+from measuring import aims, exact, figure, memory, report
 from measuring.baselines import COMPILED, COMPILED_QUICK, FORMULATIONS
 from measuring.measure import DTYPES, Settings, measure
 from measuring.workloads import WORKLOADS, Workload
@@ -29,6 +29,8 @@ AUTOMATIC = Path("DATE-machine.json")  # stands for the name that `report.defaul
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; the exit status is 1 if any implementation was wrong."""
     options = _parse(arguments)
+    if options.source:
+        return _show(options)
     chosen = _choose(options.workload, options.device, options.quick)
     if options.list:
         for workload in chosen:
@@ -59,14 +61,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
             progress.clear()
             print(report.table(records[-1]), flush=True)
             _write(options, machine, records)  # now: a run that is cut short leaves its results
-    if options.device == "cuda":
-        print(report.summary(records))
-    print(aims.verdicts(records), end="", flush=True)
+    print(_conclusion(machine, records), end="", flush=True)
     rows = [row for record in records for row in record["rows"]]
     bad = [row for row in rows if row["status"].startswith(("WRONG", "FAILED"))]
     if bad:
         print(f"wrong or failed: {len(bad)} of {len(rows)}", file=sys.stderr)
     return 1 if bad else 0
+
+
+def _show(options: argparse.Namespace) -> int:
+    """Prints, and writes as asked, what an earlier run measured."""
+    machine, records = report.read_json(options.source)
+    kept = [
+        record
+        for record in records
+        if record["dtype"] in options.dtypes
+        and any(fnmatch.fnmatchcase(record["workload"], p) for p in options.workload or ["*"])
+    ]
+    if not kept:
+        names = ", ".join(f"{record['workload']} {record['dtype']}" for record in records)
+        raise SystemExit(f"--workload, --dtype: expected one of {names} of {options.source}")
+    print("\n".join(report.table(record) for record in kept))
+    print(_conclusion(machine, kept), end="")
+    _write(options, machine, kept)
+    return 0
+
+
+def _conclusion(machine: dict[str, Any], records: list[report.Record]) -> str:
+    """What is met and missed, on CUDA behind a line for each workload."""
+    summary = report.summary(records) + "\n" if machine["device"] == "cuda" else ""
+    return summary + aims.verdicts(records)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -87,6 +111,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--rounds", type=int, help="turns of every implementation; default 7, with --quick 4")
     add("--seconds", type=float, help="least length of a turn; default 0.1, CUDA or --quick 0.04")
     add("--limit", type=float, help="seconds a workload is timed; default 120, with --quick 8")
+    source = "measure nothing: show, or --plot, what a FILE of --json holds"
+    add("--from", dest="source", metavar="FILE", type=Path, help=source)
     add("--commit", help="to be recorded where this is no git checkout")
     where = "write all numbers, with machine and versions"
     auto = "; without FILE: results/DATE-machine.json beside this program"
@@ -94,8 +120,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--csv", metavar="FILE", type=Path, help=where)
     add("--plot", metavar="FILE", type=Path, help="draw the multiples of a copy (matplotlib)")
     options = parser.parse_args(arguments)
-    if options.device == "cuda" and not torch.cuda.is_available():
+    if options.device == "cuda" and not options.source and not torch.cuda.is_available():
         parser.error("--device cuda: torch finds no CUDA device")
+    if options.source and not options.source.is_file():
+        parser.error(f"--from: expected a file that --json has written, got {options.source}")
     if options.plot and importlib.util.find_spec("matplotlib") is None:
         parser.error("--plot needs matplotlib: pip install matplotlib")
     short = options.quick or options.device == "cuda"
@@ -173,7 +201,7 @@ def _write(
     if options.csv:
         report.write_csv(options.csv, machine, records)
     if options.plot:
-        report.write_plot(options.plot, machine, records)
+        figure.write_plot(options.plot, machine, records)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,9 @@
-"""What comes out: a table of plain text, CSV, JSON, and a plot."""
+"""What comes out: a table of plain text, CSV and JSON."""
 
 from __future__ import annotations
 
 import csv
 import datetime
-import importlib
 import importlib.metadata
 import io
 import json
@@ -17,14 +16,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 import discloss_cuda
 
 from .timing import PHASES
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "results"
 
 Record = dict[str, Any]  # one workload and dtype; its "rows" are one an implementation
 
@@ -258,6 +256,12 @@ def write_json(path: Path, machine: dict[str, Any], records: list[Record]) -> No
     path.write_text(text + "\n")
 
 
+def read_json(path: Path) -> tuple[dict[str, Any], list[Record]]:
+    """The machine and the records that `write_json` wrote."""
+    found = json.loads(path.read_text())
+    return found["machine"], found["results"]
+
+
 def write_csv(path: Path, machine: dict[str, Any], records: list[Record]) -> None:
     """One line an implementation; the machine's facts are columns too."""
     rows = [machine | row for record in records for row in flat_rows(record)]
@@ -268,31 +272,3 @@ def write_csv(path: Path, machine: dict[str, Any], records: list[Record]) -> Non
     writer.writerows(rows)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text.getvalue())
-
-
-def write_plot(path: Path, machine: dict[str, Any], records: list[Record]) -> None:
-    """Bars: forward and backward in copies of the embedding, one group a workload."""
-    importlib.import_module("matplotlib").use("Agg")
-    pyplot = importlib.import_module("matplotlib.pyplot")
-    groups = list(dict.fromkeys(r["group"] for record in records for r in record["rows"]))
-    figure, axes = pyplot.subplots(figsize=(2 + 0.9 * len(records), 5), layout="constrained")
-    for number, group in enumerate(groups):
-        found = [
-            next((r for r in record["rows"] if r["group"] == group and "both" in r), None)
-            for record in records
-        ]
-        heights = [row["both"]["copies"] if row else 0.0 for row in found]
-        places = np.arange(len(records)) + 0.8 * (number + 0.5) / len(groups) - 0.4
-        bars = axes.bar(places, heights, 0.8 / len(groups), label=group)
-        axes.bar_label(bars, [f"{h:.3g}" if h else "" for h in heights], fontsize=6, rotation=90)
-    axes.set_yscale("log")
-    axes.set_ylim(bottom=0.5)
-    axes.axhline(1, color="black", linewidth=0.8)
-    axes.set_ylabel("forward + backward, in copies of the embedding")
-    names = [f"{record['workload']}\n{record['dtype']}" for record in records]
-    axes.set_xticks(range(len(records)), names, rotation=60, ha="right", fontsize=7)
-    axes.set_title(f"{machine.get('gpu') or machine['cpu']}, torch {machine['torch']}")
-    axes.legend(fontsize=8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)
