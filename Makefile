@@ -25,7 +25,7 @@ ifeq ($(shell command -v nvidia-smi),)
 export TORCH_CUDA_ARCH_LIST ?= 9.0
 endif
 
-.PHONY: test test-all bench build mutants lint format clean
+.PHONY: test test-all bench build mutants docs lint format clean
 
 test: build
 	$(python) -m pytest $(PYTEST_FLAGS)
@@ -47,6 +47,10 @@ mutants: build
 
 build: $(environment)
 	$(python) setup.py build_ext --inplace
+
+# The site of docs/, in build/site; reads the sources alone, so needs no build and no network.
+docs: $(environment)
+	NO_MKDOCS_2_WARNING=1 $(python) -m mkdocs build --strict --quiet
 
 lint: $(environment)
 	$(python) -m ruff check .

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import json
 import math
 from pathlib import Path
 
-import bench_loss
 import pytest
 from measuring import baselines, measure, memory, report, timing
 from measuring.baselines import Implementation
@@ -136,20 +134,3 @@ def test_results_are_not_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert first.name == "2030-01-02-some-r-cpu-3-ghz.json"
     report.write_json(first, machine, [])
     assert report.default_file(machine).name == "2030-01-02-some-r-cpu-3-ghz-2.json"
-
-
-def test_plot(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
-    rows = [{"group": "discloss_cuda", "both": {"copies": 2.0}}, {"group": "eager"}]
-    record = {"workload": "tiny", "dtype": "float32", "rows": rows}
-    report.write_plot(tmp_path / "out.png", {"cpu": "some", "torch": "2"}, [record])
-    assert (tmp_path / "out.png").stat().st_size > 1000
-
-
-def test_plot_without_matplotlib(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(SystemExit):
-        bench_loss.main(["--device", "cpu", "--plot", "a.png"])
-    assert "--plot needs matplotlib" in capsys.readouterr().err

@@ -30,6 +30,18 @@ def best_copies(record: Record) -> dict[str, float]:
     return best
 
 
+def description(records: list[Record]) -> str:
+    """The numbers of the figure in words, a line a workload; the PNG carries it."""
+    lines = []
+    for record in records:
+        best = best_copies(record)
+        numbers = ", ".join(
+            f"{BARS[group][0]} {best[group]:.1f}" for group in BARS if group in best
+        )
+        lines.append(f"{record['workload']} {record['dtype']}: {numbers}")
+    return "\n".join(lines)
+
+
 def write_plot(path: Path, machine: dict[str, Any], records: list[Record]) -> None:
     """Bars on a logarithmic axis, which begins at one copy; a group of them for each workload."""
     importlib.import_module("matplotlib").use("Agg")
@@ -42,14 +54,17 @@ def write_plot(path: Path, machine: dict[str, Any], records: list[Record]) -> No
         _draw_bars(axes, records)
         _label(axes, machine, records)
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=180, metadata={"Software": None})
+        metadata = {"Description": description(records), "Software": None}
+        figure.savefig(path, dpi=180, format="png", metadata=metadata)
         pyplot.close(figure)
 
 
 def _draw_bars(axes: Any, records: list[Record]) -> None:
     found = [best_copies(record) for record in records]
     for number, (group, (label, colour)) in enumerate(BARS.items()):
-        places = [at + (number - 1.5) * BAR_HEIGHT for at, best in enumerate(found) if group in best]
+        places = [
+            at + (number - 1.5) * BAR_HEIGHT for at, best in enumerate(found) if group in best
+        ]
         copies = [best[group] for best in found if group in best]
         is_ours = group == "discloss_cuda"
         bars = axes.barh(places, copies, 0.92 * BAR_HEIGHT, label=label, color=colour, zorder=2)
@@ -63,9 +78,11 @@ def _label(axes: Any, machine: dict[str, Any], records: list[Record]) -> None:
     axes.set_yticks(range(len(records)), names, fontsize=7.5)
     axes.invert_yaxis()
     axes.set_xscale("log")
-    axes.set_xlim(left=1)
     axes.margins(x=0.04, y=0.02)
-    axes.xaxis.set_major_locator(importlib.import_module("matplotlib.ticker").LogLocator(subs=(1, 3)))
+    axes.set_xlim(left=min(1, 0.9 * min(patch.get_width() for patch in axes.patches)))
+    axes.xaxis.set_major_locator(
+        importlib.import_module("matplotlib.ticker").LogLocator(subs=(1, 3))
+    )
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set_xlabel(
         "time of forward + backward in multiples of a copy of the embedding, logarithmic"
