@@ -15,36 +15,54 @@ namespace discloss {
 
 inline constexpr char kNamespace[] = "discloss_cuda";
 
+// What Python's arguments are read into.
+template <typename T>
+struct FromPython {
+  using type = T;
+};
+template <typename T>
+struct FromPython<at::ArrayRef<T>> {
+  using type = std::vector<T>;
+};
+template <>
+struct FromPython<c10::SymInt> {
+  using type = int64_t;
+};
+
 // The op forward of a namespace, called without the boxes of torch.ops: those take 10 us, a tenth
 // of the loss of a small image. Everything else about the call is the dispatcher's.
-class DirectForward {
+template <typename Signature>
+class DirectCall;
+
+template <typename... Arguments>
+class DirectCall<ForwardTuple(Arguments...)> {
  public:
-  explicit DirectForward(const std::string& name_space)
-      : op_(find_op<SymbolicForward>(name_space, "forward")) {}
+  explicit DirectCall(const std::string& name_space)
+      : op_(find_op<ForwardFunction>(name_space, "forward")) {}
 
   // The first `count` of loss, variance, distance, regularization.
-  std::vector<at::Tensor> terms(int64_t count, const at::Tensor& embeddings,
-                                const at::Tensor& labels, const std::optional<at::Tensor>& offsets,
-                                int64_t max_instances, double delta_var, double delta_dist,
-                                double alpha, double beta, double gamma, int64_t norm,
-                                const std::vector<int64_t>& ignore_labels, bool squeeze) const {
-    const auto [loss, variance, distance, regularization, slots, instances, counts, means, pull,
-                push] = op_.call(embeddings, labels, offsets, max_instances, delta_var, delta_dist,
-                                 alpha, beta, gamma, norm, ignore_labels, squeeze);
+  std::vector<at::Tensor> terms(
+      int64_t count, const typename FromPython<std::decay_t<Arguments>>::type&... arguments) const {
+    const ForwardTuple results = op_.call(arguments...);
+    const auto& [loss, variance, distance, regularization, slots, instances, counts, means, pull,
+                 push] = results;
     return count == 1 ? std::vector<at::Tensor>{loss}
                       : std::vector<at::Tensor>{loss, variance, distance, regularization};
   }
 
  private:
-  c10::TypedOperatorHandle<SymbolicForward> op_;
+  c10::TypedOperatorHandle<ForwardFunction> op_;
 };
+
+using DirectForward = DirectCall<ForwardFunction>;
 
 }  // namespace discloss
 
 TORCH_LIBRARY(discloss_cuda, library) { discloss::define_schemas(library); }
 
 TORCH_LIBRARY_IMPL(discloss_cuda, Autograd, library) {
-  library.impl("forward", TORCH_FN(discloss::Autograd<discloss::kNamespace>::kernel));
+  library.impl("forward",
+               TORCH_FN(discloss::flat_forward<discloss::Autograd<discloss::kNamespace>::kernel>));
 }
 
 PYBIND11_MODULE(_C, module) {

@@ -1,7 +1,7 @@
 """The compiled ops as PyTorch sees them: fake kernels, autograd, and which door a call takes.
 
 One op, three doors. A call goes to the op itself, whose gradient is registered with the dispatcher
-(csrc/autograd.h): through ``torch.ops`` where ``torch.compile``, ``torch.export`` or a
+(csrc/loss/autograd.h): through ``torch.ops`` where ``torch.compile``, ``torch.export`` or a
 ``__torch_function__`` has to see it, else by a call of its C++ handle, which is shorter. Under
 ``torch.func``, which sees no registered gradient, it goes through
 :class:`DiscriminativeLossFunction`, which keeps the same results for the same backward op. Where
@@ -26,7 +26,7 @@ from . import _C, _vmap, reference
 
 __all__ = ["DiscriminativeLossFunction", "accumulate_dtype", "apply", "current", "use"]
 
-# The results of discloss_cuda::forward (csrc/discriminative_loss.h).
+# The results of discloss_cuda::forward (csrc/loss/discriminative_loss.h).
 NUM_TERMS = 4  # loss, variance, distance, regularization
 DISPATCH_KEYS = {"cpu": "CPU", "cuda": "CUDA"}
 
@@ -45,7 +45,7 @@ class Ops:
 
 
 class Parameters(NamedTuple):
-    """The numbers of a call, in the order in which the forward op takes them."""
+    """The numbers of a call, one argument of the ops (csrc/loss/parameters.h)."""
 
     delta_var: float
     delta_dist: float
@@ -60,10 +60,9 @@ class Parameters(NamedTuple):
 
 def _save_second(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     """Keep for the gradient of the gradient: upstream gradients, embeddings, offsets and slots."""
-    tensors, numbers = inputs[:7], inputs[12:]
-    ctx.save_for_backward(*tensors)
+    ctx.save_for_backward(*inputs[:7])
     ctx.max_instances = inputs[8].shape[1]
-    ctx.parameters = Parameters(*numbers)
+    ctx.parameters = Parameters(*inputs[12])
 
 
 def _backward_second(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
@@ -86,7 +85,7 @@ def _backward_second(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
     of_gradients: list[Tensor | None] = [None] * NUM_TERMS
     for i, gradient in zip(present, of_given, strict=True):
         of_gradients[i] = gradient
-    return (*of_gradients, of_embeddings, *(None,) * 13)
+    return (*of_gradients, of_embeddings, *(None,) * 8)
 
 
 def _vjp(function: Callable[..., Any], *primals: Tensor) -> tuple[Any, Callable[..., Any]]:
@@ -132,13 +131,12 @@ def _fake_forward(
     labels: Tensor,
     offsets: Tensor | None,
     max_instances: int,
-    *numbers: Any,
+    *rest: Any,
     squeeze: bool = False,
 ) -> tuple[Tensor, ...]:
     sizes = (*embeddings.shape, *labels.shape, max_instances)
     if offsets is None and all(type(size) is int for size in sizes):  # else not known yet
-        delta_var, delta_dist, _, _, _, norm, _ = numbers
-        check(embeddings, labels, None, max_instances, delta_var, delta_dist, norm)
+        check(embeddings, labels, None, max_instances, *rest)
     images = embeddings.shape[0] if offsets is None else offsets.shape[0] - 1
     accumulate = accumulate_dtype(embeddings)
     per_image = () if squeeze and images == 1 else (images,)
@@ -240,7 +238,7 @@ class _BackwardFunction(torch.autograd.Function):
 class DiscriminativeLossFunction(torch.autograd.Function):
     """The fused loss as a ``torch.autograd.Function``.
 
-    Takes the arguments of the forward op and returns its results (csrc/discriminative_loss.h):
+    Takes the arguments of the forward op and returns its results (csrc/loss/discriminative_loss.h):
     loss, variance, distance and regularization, each ``[B]`` and differentiable, then what
     backward needs. :func:`discloss_cuda.discriminative_loss` is the function to call.
     """
@@ -253,21 +251,20 @@ class DiscriminativeLossFunction(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         """Keep for backward what the forward op was given and found."""
-        embeddings, _, offsets, _, *numbers, _ = inputs
+        embeddings, _, offsets, _, ctx.parameters, _ = inputs
         for_backward = output[NUM_TERMS:]
         ctx.mark_non_differentiable(*for_backward)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(embeddings, offsets, *for_backward)
-        ctx.numbers = tuple(numbers)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         """Call the backward op, unless no term has a gradient."""
         of_terms = gradients[:NUM_TERMS]
         if all(gradient is None for gradient in of_terms):
-            return (None,) * 11
-        gradient = _BackwardFunction.apply(*of_terms, *ctx.saved_tensors, *ctx.numbers)  # type: ignore[no-untyped-call]
-        return (gradient, *(None,) * 10)
+            return (None,) * 6
+        gradient = _BackwardFunction.apply(*of_terms, *ctx.saved_tensors, ctx.parameters)  # type: ignore[no-untyped-call]
+        return (gradient, *(None,) * 5)
 
     vmap = staticmethod(_vmap.batching_rule(lambda *a: DiscriminativeLossFunction.apply(*a), 2))  # type: ignore[no-untyped-call]
 
@@ -286,7 +283,7 @@ def apply(
 
     Each is ``[B]``; or, of one image and with ``squeeze``, perhaps ``[]``. Count is 1 or all.
     """
-    arguments = (labels, offsets, max_instances, *parameters, ignore_labels)
+    arguments = (labels, offsets, max_instances, list(parameters), ignore_labels)
     under_func = torch._C._are_functorch_transforms_active()
     compiling = torch.compiler.is_compiling()
     results: Sequence[Tensor]

@@ -61,13 +61,7 @@ def apply(
     """
     _check_mode(embeddings)
     _ops.current().check_forward(
-        embeddings,
-        labels,
-        offsets,
-        max_instances,
-        parameters.delta_var,
-        parameters.delta_dist,
-        parameters.norm,
+        embeddings, labels, offsets, max_instances, parameters, ignore_labels
     )
     factor = distributed.get_world_size(group) if grad_scale == "ddp" else 1
     results: tuple[Tensor, ...] = ShardedLossFunction.apply(  # type: ignore[no-untyped-call]
@@ -134,7 +128,7 @@ class ShardedLossFunction(torch.autograd.Function):
         if all(gradient is None for gradient in gradients):
             return (None,) * 8
         scaled = [gradient if gradient is None else ctx.factor * gradient for gradient in gradients]
-        gradient = _ops.current().backward(*scaled, *ctx.saved_tensors, *ctx.parameters)
+        gradient = _ops.current().backward(*scaled, *ctx.saved_tensors, ctx.parameters)
         return (gradient, *(None,) * 7)
 
 
@@ -276,6 +270,6 @@ def _terms_of_means(
     empty = -1
     labels = torch.arange(limit, device=counts.device).where(counts > 0, empty)
     results = _ops.current().forward(
-        means.transpose(1, 2), labels, None, limit, *parameters, [empty]
+        means.transpose(1, 2), labels, None, limit, parameters, [empty]
     )
     return results[2], results[3], results[9]

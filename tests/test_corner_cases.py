@@ -64,7 +64,7 @@ def test_rows_without_an_instance_are_zero(device: torch.device) -> None:
     case, rows = get_case("mixed_counts"), 41
     x = case.embeddings.to(device, torch.float32)
     results = _ops.current().forward(
-        x, case.labels.to(device), None, rows, 0.5, 1.5, 1.0, 1.0, 0.001, 2, [0]
+        x, case.labels.to(device), None, rows, [0.5, 1.5, 1.0, 1.0, 0.001, 2], [0]
     )
     _, _, _, _, _, instances, *tables = results
     empty = torch.arange(rows, device=device) >= instances[:, None]

@@ -25,7 +25,7 @@ def _inputs(kind: str, device: torch.device) -> tuple[Tensor, Tensor]:
 def _everything(embeddings: Tensor, labels: Tensor) -> list[Tensor]:
     """All results of forward, and the gradient."""
     leaf = embeddings.detach().requires_grad_()
-    results = _ops.current().forward(leaf, labels, None, 12, *NUMBERS, [0])
+    results = _ops.current().forward(leaf, labels, None, 12, NUMBERS, [0])
     (gradient,) = torch.autograd.grad(results[0].sum(), leaf)
     return [*results, gradient]
 

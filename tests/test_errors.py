@@ -480,7 +480,7 @@ def backward_arguments(device: torch.device) -> dict[str, Any]:
     embeddings = torch.zeros(2, 4, 3, 5, device=device)
     image_labels = torch.zeros(2, 3, 5, dtype=torch.int64, device=device)
     parameters = _ops.Parameters(0.5, 1.5, 1.0, 1.0, 0.001, 2)
-    results = _ops.current().forward(embeddings, image_labels, None, 3, *parameters, [])
+    results = _ops.current().forward(embeddings, image_labels, None, 3, parameters, [])
     saved = ("slots", "instances", "counts", "means", "pull", "push")
     return {
         "grad_loss": torch.ones(2, device=device),
@@ -488,7 +488,7 @@ def backward_arguments(device: torch.device) -> dict[str, Any]:
         "embeddings": embeddings,
         "offsets": None,
         **dict(zip(saved, results[_ops.NUM_TERMS :], strict=True)),
-        **parameters._asdict(),
+        "parameters": parameters,
     }
 
 

@@ -140,7 +140,7 @@ def test_opcheck(device: torch.device, dtype: torch.dtype, packed: bool) -> None
         labels = labels.flatten()
         offsets = torch.tensor([0, 40, 40, 120], device=device)
     ops = _ops.current()
-    arguments = (x, labels, offsets, 4, *NUMBERS, [0])
+    arguments = (x, labels, offsets, 4, NUMBERS, [0])
     torch.library.opcheck(ops.forward, arguments)
     if not packed:
         one = (x[:1].detach().requires_grad_(), labels[:1], *arguments[2:])
@@ -149,7 +149,7 @@ def test_opcheck(device: torch.device, dtype: torch.dtype, packed: bool) -> None
     upstream = torch.linspace(1, 2, len(results[0]), device=device, dtype=results[0].dtype)
     torch.library.opcheck(
         ops.backward,
-        (upstream.requires_grad_(), None, None, upstream, x, offsets, *results[4:], *NUMBERS),
+        (upstream.requires_grad_(), None, None, upstream, x, offsets, *results[4:], NUMBERS),
         test_utils=SECOND_DERIVATIVE_CHECKS,
     )
     torch.library.opcheck(ops.count_instances, (labels, offsets, [0]))
@@ -290,7 +290,7 @@ def test_forward_mode(device: torch.device) -> None:
 def test_a_tangent_is_never_dropped(device: torch.device) -> None:
     """The op, which has no forward-mode derivative, says so instead of returning a constant."""
     x, labels = _inputs(device)
-    arguments = (labels, None, 4, *NUMBERS, [])
+    arguments = (labels, None, 4, NUMBERS, [])
     with forward_ad.dual_level():
         dual = forward_ad.make_dual(x.detach(), torch.ones_like(x))
         with pytest.raises(NotImplementedError, match="forward has no forward-mode derivative"):
@@ -325,7 +325,7 @@ def test_a_gradient_penalty_is_differentiated(device: torch.device) -> None:
 
 def test_function_and_op_are_the_same(device: torch.device) -> None:
     x, labels = _inputs(device)
-    arguments = (x, labels, None, 4, *NUMBERS, [0])
+    arguments = (x, labels, None, 4, NUMBERS, [0])
     by_function = DiscriminativeLossFunction.apply(*arguments)
     by_op = _ops.current().forward(*arguments)
     for ours, expected in zip(by_function, by_op, strict=True):

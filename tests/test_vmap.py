@@ -216,7 +216,7 @@ def test_vmap_of_the_op_of_one_image(batches: tuple[Tensor, Tensor]) -> None:
 
     def terms(x: Tensor, labels: Tensor) -> Any:
         numbers = (0.5, 1.5, 1.0, 1.0, 0.001, 2)
-        results = _ops.current().forward(x, labels, None, 4, *numbers, [], squeeze=True)
+        results = _ops.current().forward(x, labels, None, 4, numbers, [], squeeze=True)
         return results[0] if x.shape[0] > 1 else DiscriminativeLossTerms(*results[:4])
 
     assert_same(torch.vmap(terms)(x, labels), loop(terms, (0, 0), x, labels))

@@ -14,26 +14,18 @@ namespace {
 
 inline constexpr char kNothing[] = "discloss_nothing";
 
-ForwardTuple forward(const at::Tensor& embeddings, const at::Tensor& labels,
-                     const std::optional<at::Tensor>& offsets, int64_t max_instances, double,
-                     double, double, double, double, int64_t, at::IntArrayRef, bool squeeze) {
-  const int64_t images = offsets.has_value() ? offsets->numel() - 1 : labels.size(0);
+ForwardTuple forward(const ForwardInputs& in) {
+  const int64_t images = in.offsets.has_value() ? in.offsets->numel() - 1 : in.labels.size(0);
   const auto empty = [](at::IntArrayRef sizes, const at::TensorOptions& options) {
     return at::empty(sizes, options);
   };
-  const at::Tensor slots = empty(labels.sizes(), embeddings.options().dtype(at::kInt));
-  return ForwardResult::allocate(embeddings, slots, images, max_instances, squeeze, empty)
+  const at::Tensor slots = empty(in.labels.sizes(), in.embeddings.options().dtype(at::kInt));
+  return ForwardResult::allocate(in.embeddings, slots, images, in.max_instances.expect_int(),
+                                 in.squeeze, empty)
       .as_tuple();
 }
 
-at::Tensor backward(const std::optional<at::Tensor>&, const std::optional<at::Tensor>&,
-                    const std::optional<at::Tensor>&, const std::optional<at::Tensor>&,
-                    const at::Tensor& embeddings, const std::optional<at::Tensor>&,
-                    const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
-                    const at::Tensor&, const at::Tensor&, double, double, double, double, double,
-                    int64_t) {
-  return at::empty_like(embeddings);
-}
+at::Tensor backward(const BackwardInputs& in) { return at::empty_like(in.embeddings); }
 
 }  // namespace
 }  // namespace discloss
@@ -41,15 +33,16 @@ at::Tensor backward(const std::optional<at::Tensor>&, const std::optional<at::Te
 TORCH_LIBRARY(discloss_nothing, library) { discloss::define_schemas(library); }
 
 TORCH_LIBRARY_IMPL(discloss_nothing, Autograd, library) {
-  library.impl("forward", TORCH_FN(discloss::Autograd<discloss::kNothing>::kernel));
+  library.impl("forward",
+               TORCH_FN(discloss::flat_forward<discloss::Autograd<discloss::kNothing>::kernel>));
 }
 
 TORCH_LIBRARY_IMPL(discloss_nothing, CPU, library) {
-  library.impl("forward", discloss::forward);
-  library.impl("backward", discloss::backward);
+  library.impl("forward", TORCH_FN(discloss::flat_forward<discloss::forward>));
+  library.impl("backward", TORCH_FN(discloss::flat_backward<discloss::backward>));
 }
 
 TORCH_LIBRARY_IMPL(discloss_nothing, CUDA, library) {
-  library.impl("forward", discloss::forward);
-  library.impl("backward", discloss::backward);
+  library.impl("forward", TORCH_FN(discloss::flat_forward<discloss::forward>));
+  library.impl("backward", TORCH_FN(discloss::flat_backward<discloss::backward>));
 }

@@ -1,12 +1,12 @@
-// Every check of the ops' tensor arguments, once, before the device split. Each message names the
-// argument, what was expected and what came: TypeError for dtypes, ValueError for the rest.
+// The checks of tensors that every op on labels, embeddings or packed batches needs. Each message
+// names the argument, what was expected and what came: TypeError for dtypes, ValueError for the
+// rest.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 #include <c10/util/Exception.h>
 
 #include <cstdint>
-#include <initializer_list>
 #include <optional>
 
 namespace discloss {
@@ -82,33 +82,6 @@ inline void check_packed_shapes(const at::Tensor& embeddings, const at::Tensor& 
                     "] for embeddings of shape ", embeddings.sizes(), ", got ", labels.sizes());
 }
 
-inline void check_hyper_parameters(int64_t max_instances, double delta_var, double delta_dist,
-                                   int64_t norm) {
-  TORCH_CHECK_VALUE(max_instances >= 0 && max_instances <= INT32_MAX,
-                    "max_instances: expected a number from 0 to ", INT32_MAX, ", got ",
-                    max_instances);
-  TORCH_CHECK_VALUE(delta_var >= 0, "delta_var: expected a number >= 0, got ", delta_var);
-  TORCH_CHECK_VALUE(delta_dist >= 0, "delta_dist: expected a number >= 0, got ", delta_dist);
-  TORCH_CHECK_VALUE(norm == 1 || norm == 2, "norm: expected 1 or 2, got ", norm);
-}
-
-inline void check_forward(const at::Tensor& embeddings, const at::Tensor& labels,
-                          const std::optional<at::Tensor>& offsets, int64_t max_instances,
-                          double delta_var, double delta_dist, int64_t norm) {
-  check_embeddings_dtype(embeddings);
-  check_labels_dtype(labels);
-  check_same_device("labels", labels, "embeddings", embeddings);
-  if (offsets.has_value()) {
-    check_packed_shapes(embeddings, labels);
-    check_packed_labels(labels, *offsets);
-  } else {
-    check_dense_shapes(embeddings, labels);
-  }
-  TORCH_CHECK_VALUE(embeddings.size(1) >= 1, "embeddings: expected at least one channel, got ",
-                    embeddings.sizes());
-  check_hyper_parameters(max_instances, delta_var, delta_dist, norm);
-}
-
 // offsets on the host: ascending from 0 to N_total. On a CUDA device a kernel asserts the same.
 inline void check_offset_values(const int64_t* offsets, int64_t images, int64_t total) {
   TORCH_CHECK_VALUE(offsets[0] == 0, "offsets: expected offsets[0] = 0, got ", offsets[0]);
@@ -120,56 +93,9 @@ inline void check_offset_values(const int64_t* offsets, int64_t images, int64_t 
                     ", got ", offsets[images]);
 }
 
-// The checks of forward by themselves, offsets on any device included, for callers that have to
-// know before they meet other processes.
-inline void check_arguments(const at::Tensor& embeddings, const at::Tensor& labels,
-                            const std::optional<at::Tensor>& offsets, int64_t max_instances,
-                            double delta_var, double delta_dist, int64_t norm) {
-  check_forward(embeddings, labels, offsets, max_instances, delta_var, delta_dist, norm);
-  if (offsets.has_value()) {
-    const at::Tensor on_host = offsets->cpu().contiguous();
-    check_offset_values(on_host.const_data_ptr<int64_t>(), on_host.numel() - 1, labels.numel());
-  }
-}
-
 inline void check_batch(const at::Tensor& batch, int64_t batch_size) {
   check_int64_vector("batch", batch);
   TORCH_CHECK_VALUE(batch_size >= 0, "batch_size: expected a number >= 0, got ", batch_size);
-}
-
-// What backward got is what forward returned; only a direct call of the op can break this.
-inline void check_backward(std::initializer_list<const std::optional<at::Tensor>*> gradients,
-                           const at::Tensor& embeddings, const at::Tensor& slots,
-                           const at::Tensor& instances, const at::Tensor& counts,
-                           const at::Tensor& means, const at::Tensor& pull,
-                           const at::Tensor& push) {
-  check_embeddings_dtype(embeddings);
-  const auto accumulate = embeddings.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-  const int64_t images = instances.numel();
-  for (const auto* gradient : gradients) {
-    if (gradient->has_value()) {
-      check_same_device("grad", **gradient, "embeddings", embeddings);
-      TORCH_CHECK_TYPE((*gradient)->scalar_type() == accumulate, "grad: expected dtype ",
-                       accumulate, ", got ", (*gradient)->scalar_type());
-      TORCH_CHECK_VALUE((*gradient)->dim() <= 1 && (*gradient)->numel() == images,
-                        "grad: expected shape ", instances.sizes(), ", got ", (*gradient)->sizes());
-    }
-  }
-  TORCH_CHECK_TYPE(slots.scalar_type() == at::kInt && instances.scalar_type() == at::kLong &&
-                       counts.scalar_type() == at::kLong && means.scalar_type() == accumulate &&
-                       pull.scalar_type() == accumulate && push.scalar_type() == accumulate,
-                   "slots, instances, counts, means, pull, push: expected the dtypes that forward "
-                   "returns");
-  TORCH_CHECK_VALUE(counts.dim() == 2 && counts.size(0) == images && means.dim() == 3 &&
-                        means.size(0) == images && means.size(1) == counts.size(1) &&
-                        means.size(2) == embeddings.size(1) && pull.sizes() == means.sizes() &&
-                        push.sizes() == means.sizes() &&
-                        slots.numel() * embeddings.size(1) == embeddings.numel() &&
-                        slots.is_contiguous() && instances.is_contiguous() &&
-                        counts.is_contiguous() && means.is_contiguous() && pull.is_contiguous() &&
-                        push.is_contiguous(),
-                    "slots, instances, counts, means, pull, push: expected the shapes and layout "
-                    "that forward returns");
 }
 
 }  // namespace discloss

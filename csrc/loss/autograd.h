@@ -16,11 +16,6 @@
 
 namespace discloss {
 
-// ForwardFunction as the dispatcher knows it.
-using SymbolicForward = ForwardTuple(const at::Tensor&, const at::Tensor&,
-                                     const std::optional<at::Tensor>&, c10::SymInt, double, double,
-                                     double, double, double, int64_t, at::IntArrayRef, bool);
-
 template <typename Signature>
 c10::TypedOperatorHandle<Signature> find_op(const std::string& name_space, const char* name) {
   return c10::Dispatcher::singleton()
@@ -33,27 +28,18 @@ template <const char* kNamespace>
 class Autograd : public torch::autograd::Function<Autograd<kNamespace>> {
   using Variables = torch::autograd::variable_list;
   using Context = torch::autograd::AutogradContext;
-  using Numbers = std::array<double, 6>;  // delta_var, delta_dist, alpha, beta, gamma, norm
 
  public:
   // The kernel for the key Autograd.
-  static ForwardTuple kernel(const at::Tensor& embeddings, const at::Tensor& labels,
-                             const std::optional<at::Tensor>& offsets, c10::SymInt max_instances,
-                             double delta_var, double delta_dist, double alpha, double beta,
-                             double gamma, int64_t norm, at::IntArrayRef ignore_labels,
-                             bool squeeze) {
-    TORCH_CHECK_NOT_IMPLEMENTED(!embeddings._fw_grad(0).defined(), kNamespace,
+  static ForwardTuple kernel(const ForwardInputs& in) {
+    TORCH_CHECK_NOT_IMPLEMENTED(!in.embeddings._fw_grad(0).defined(), kNamespace,
                                 "::forward has no forward-mode derivative: call "
                                 "discriminative_loss, which has, uncompiled");
-    if (!at::GradMode::is_enabled() || !embeddings.requires_grad()) {
-      return below_autograd(embeddings, labels, offsets, std::move(max_instances), delta_var,
-                            delta_dist, alpha, beta, gamma, norm, ignore_labels, squeeze);
+    ForwardTuple results = below_autograd(in);
+    if (!at::GradMode::is_enabled() || !in.embeddings.requires_grad()) {
+      return results;
     }
-    ForwardTuple results =
-        below_autograd(embeddings, labels, offsets, std::move(max_instances), delta_var, delta_dist,
-                       alpha, beta, gamma, norm, ignore_labels, squeeze);
-    const Numbers numbers = {delta_var, delta_dist, alpha, beta, gamma, static_cast<double>(norm)};
-    const Variables terms = Autograd::apply(embeddings, &offsets, &numbers, &results);
+    const Variables terms = Autograd::apply(in.embeddings, &in, &results);
     std::get<0>(results) = terms[0];
     std::get<1>(results) = terms[1];
     std::get<2>(results) = terms[2];
@@ -63,15 +49,15 @@ class Autograd : public torch::autograd::Function<Autograd<kNamespace>> {
 
   // Keeps what backward needs and gives loss and terms, which alone have a gradient, to the graph.
   // Only a variable of the graph is an argument by itself: each costs something in every call.
-  static Variables forward(Context* context, const at::Tensor& embeddings,
-                           const std::optional<at::Tensor>* offsets, const Numbers* numbers,
+  static Variables forward(Context* context, const at::Tensor& embeddings, const ForwardInputs* in,
                            const ForwardTuple* results) {
     const auto& [loss, variance, distance, regularization, slots, instances, counts, means, pull,
                  push] = *results;
     context->set_materialize_grads(false);
-    context->save_for_backward(
-        {embeddings, offsets->value_or(at::Tensor()), slots, instances, counts, means, pull, push});
-    context->saved_data["numbers"] = std::vector<double>(numbers->begin(), numbers->end());
+    context->save_for_backward({embeddings, in->offsets.value_or(at::Tensor()), slots, instances,
+                                counts, means, pull, push});
+    const auto numbers = in->parameters.numbers();
+    context->saved_data["parameters"] = std::vector<double>(numbers.begin(), numbers.end());
     return {loss, variance, distance, regularization};
   }
 
@@ -81,7 +67,7 @@ class Autograd : public torch::autograd::Function<Autograd<kNamespace>> {
     };
     const std::array<std::optional<at::Tensor>, 4> of_terms = {
         given(gradients[0]), given(gradients[1]), given(gradients[2]), given(gradients[3])};
-    Variables of_inputs(4);  // one for each argument of forward
+    Variables of_inputs(3);  // one for each argument of forward
     if (of_terms[0] || of_terms[1] || of_terms[2] || of_terms[3]) {
       static const auto op = find_op<BackwardFunction>(kNamespace, "backward");
       // First of all: a hook that unpacks a saved tensor may run anything, forward included.
@@ -91,21 +77,20 @@ class Autograd : public torch::autograd::Function<Autograd<kNamespace>> {
       if (!at::GradMode::is_enabled()) {
         guard.emplace();
       }
-      const std::vector<double> numbers = context->saved_data["numbers"].toDoubleVector();
-      of_inputs[0] =
-          op.call(of_terms[0], of_terms[1], of_terms[2], of_terms[3], saved[0], given(saved[1]),
-                  saved[2], saved[3], saved[4], saved[5], saved[6], saved[7], numbers[0],
-                  numbers[1], numbers[2], numbers[3], numbers[4], static_cast<int64_t>(numbers[5]));
+      const auto numbers = context->saved_data["parameters"].toDoubleVector();
+      const auto offsets = given(saved[1]);
+      of_inputs[0] = call_backward(
+          op, {of_terms[0], of_terms[1], of_terms[2], of_terms[3], saved[0], offsets, saved[2],
+               saved[3], saved[4], saved[5], saved[6], saved[7], parameters_of(numbers)});
     }
     return of_inputs;
   }
 
  private:
-  template <typename... Arguments>
-  static ForwardTuple below_autograd(Arguments&&... arguments) {
-    static const auto op = find_op<SymbolicForward>(kNamespace, "forward");
+  static ForwardTuple below_autograd(const ForwardInputs& in) {
+    static const auto op = find_op<ForwardFunction>(kNamespace, "forward");
     at::AutoDispatchBelowADInplaceOrView guard;
-    return op.call(std::forward<Arguments>(arguments)...);
+    return call_forward(op, in);
   }
 };
 

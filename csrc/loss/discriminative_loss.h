@@ -9,10 +9,15 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <c10/core/SymInt.h>
+#include <c10/util/Exception.h>
 
 #include <cstdint>
 #include <optional>
 #include <tuple>
+#include <utility>
+
+#include "parameters.h"
 
 namespace discloss {
 
@@ -62,31 +67,109 @@ struct ForwardResult {
   }
 };
 
-// embeddings  [B, D, *spatial], any strides; or, with offsets, a packed batch [N_total, D]
-//             float32, float64, float16 or bfloat16
-// labels      [B, *spatial] or [N_total]; bool, int8, int16, int32, int64, uint8 or uint16
-// offsets     [B + 1] int64, 0 = offsets[0] <= ... <= offsets[B] = N_total; or none
-// max_instances  M; an image with more instances is an error
-// ignore_labels  ids whose pixels take part in nothing
-// squeeze        of one image, loss and terms without their axis
-using ForwardFunction = ForwardTuple(const at::Tensor& embeddings, const at::Tensor& labels,
-                                     const std::optional<at::Tensor>& offsets,
-                                     int64_t max_instances, double delta_var, double delta_dist,
-                                     double alpha, double beta, double gamma, int64_t norm,
-                                     at::IntArrayRef ignore_labels, bool squeeze);
+// What forward takes.
+struct ForwardInputs {
+  // float32, float64, float16 or bfloat16; any strides
+  const at::Tensor& embeddings;  // [B, D, *spatial]; or, with offsets, a packed batch [N_total, D]
+  // bool, int8, int16, int32, int64, uint8 or uint16
+  const at::Tensor& labels;                  // [B, *spatial] or [N_total]
+  const std::optional<at::Tensor>& offsets;  // [B + 1] int64, 0 = offsets[0] <= ... = N_total
+  c10::SymInt max_instances;                 // M; an image with more instances is an error
+  Parameters parameters;
+  at::IntArrayRef ignore_labels;  // ids whose pixels take part in nothing
+  bool squeeze;                   // of one image, loss and terms without their axis
+};
 
-// grad_*      [B] accscalar_t ([] of one image), the upstream gradient of each result; none counts
-//             as zero
-// the rest    as given to and returned by forward
-// returns     dL/dembeddings, laid out as at::empty_like(embeddings)
-using BackwardFunction = at::Tensor(
-    const std::optional<at::Tensor>& grad_loss, const std::optional<at::Tensor>& grad_variance,
-    const std::optional<at::Tensor>& grad_distance,
-    const std::optional<at::Tensor>& grad_regularization, const at::Tensor& embeddings,
-    const std::optional<at::Tensor>& offsets, const at::Tensor& slots, const at::Tensor& instances,
-    const at::Tensor& counts, const at::Tensor& means, const at::Tensor& pull,
-    const at::Tensor& push, double delta_var, double delta_dist, double alpha, double beta,
-    double gamma, int64_t norm);
+// What backward takes, as given to and returned by forward, and the upstream gradients. Returns
+// dL/dembeddings, laid out as at::empty_like(embeddings).
+struct BackwardInputs {
+  // [B] accscalar_t ([] of one image); none counts as zero
+  const std::optional<at::Tensor>& grad_loss;
+  const std::optional<at::Tensor>& grad_variance;
+  const std::optional<at::Tensor>& grad_distance;
+  const std::optional<at::Tensor>& grad_regularization;
+  const at::Tensor& embeddings;
+  const std::optional<at::Tensor>& offsets;
+  const at::Tensor& slots;
+  const at::Tensor& instances;
+  const at::Tensor& counts;
+  const at::Tensor& means;
+  const at::Tensor& pull;
+  const at::Tensor& push;
+  Parameters parameters;
+};
+
+// --- the same as flat lists: schemas, the dispatcher's function types, and the ways between ---
+
+inline constexpr char kForwardArguments[] =
+    "(Tensor embeddings, Tensor labels, Tensor? offsets, SymInt max_instances, float[] parameters, "
+    "int[] ignore_labels, *, bool squeeze=False)";
+inline constexpr char kForwardResults[] =
+    "(Tensor loss, Tensor variance, Tensor distance, Tensor regularization, "
+    "Tensor slots, Tensor instances, Tensor counts, Tensor means, Tensor pull, Tensor push)";
+inline constexpr char kBackwardArguments[] =
+    "(Tensor? grad_loss, Tensor? grad_variance, Tensor? grad_distance, "
+    "Tensor? grad_regularization, Tensor embeddings, Tensor? offsets, Tensor slots, "
+    "Tensor instances, Tensor counts, Tensor means, Tensor pull, Tensor push, float[] parameters)";
+
+template <typename Result>
+using OfForwardArguments = Result(const at::Tensor&, const at::Tensor&,
+                                  const std::optional<at::Tensor>&, c10::SymInt,
+                                  at::ArrayRef<double>, at::IntArrayRef, bool);
+using ForwardFunction = OfForwardArguments<ForwardTuple>;
+
+using BackwardFunction = at::Tensor(const std::optional<at::Tensor>&,
+                                    const std::optional<at::Tensor>&,
+                                    const std::optional<at::Tensor>&,
+                                    const std::optional<at::Tensor>&, const at::Tensor&,
+                                    const std::optional<at::Tensor>&, const at::Tensor&,
+                                    const at::Tensor&, const at::Tensor&, const at::Tensor&,
+                                    const at::Tensor&, const at::Tensor&, at::ArrayRef<double>);
+
+inline Parameters parameters_of(at::ArrayRef<double> numbers) {
+  TORCH_CHECK_VALUE(numbers.size() == Parameters::kCount, "parameters: expected ",
+                    Parameters::kCount, " numbers, got ", numbers.size());
+  return Parameters::of(numbers.data());
+}
+
+// implementation(ForwardInputs) as a ForwardFunction, or as one with another result.
+template <auto implementation>
+auto flat_forward(const at::Tensor& embeddings, const at::Tensor& labels,
+                  const std::optional<at::Tensor>& offsets, c10::SymInt max_instances,
+                  at::ArrayRef<double> parameters, at::IntArrayRef ignore_labels, bool squeeze) {
+  return implementation(ForwardInputs{embeddings, labels, offsets, std::move(max_instances),
+                                      parameters_of(parameters), ignore_labels, squeeze});
+}
+
+template <typename Op>
+ForwardTuple call_forward(const Op& op, const ForwardInputs& in) {
+  const auto numbers = in.parameters.numbers();
+  return op.call(in.embeddings, in.labels, in.offsets, in.max_instances, numbers, in.ignore_labels,
+                 in.squeeze);
+}
+
+// implementation(BackwardInputs) as a BackwardFunction.
+template <auto implementation>
+at::Tensor flat_backward(const std::optional<at::Tensor>& grad_loss,
+                         const std::optional<at::Tensor>& grad_variance,
+                         const std::optional<at::Tensor>& grad_distance,
+                         const std::optional<at::Tensor>& grad_regularization,
+                         const at::Tensor& embeddings, const std::optional<at::Tensor>& offsets,
+                         const at::Tensor& slots, const at::Tensor& instances,
+                         const at::Tensor& counts, const at::Tensor& means, const at::Tensor& pull,
+                         const at::Tensor& push, at::ArrayRef<double> parameters) {
+  return implementation(BackwardInputs{grad_loss, grad_variance, grad_distance, grad_regularization,
+                                       embeddings, offsets, slots, instances, counts, means, pull,
+                                       push, parameters_of(parameters)});
+}
+
+template <typename Op>
+at::Tensor call_backward(const Op& op, const BackwardInputs& in) {
+  const auto numbers = in.parameters.numbers();
+  return op.call(in.grad_loss, in.grad_variance, in.grad_distance, in.grad_regularization,
+                 in.embeddings, in.offsets, in.slots, in.instances, in.counts, in.means, in.pull,
+                 in.push, numbers);
+}
 
 // From image to image of a grad_*.
 inline int64_t image_stride(const at::Tensor& gradient) {

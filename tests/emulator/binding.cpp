@@ -20,7 +20,8 @@ inline constexpr char kEmulated[] = "discloss_cuda_emulated";
 TORCH_LIBRARY(discloss_cuda_emulated, library) { discloss::define_schemas(library); }
 
 TORCH_LIBRARY_IMPL(discloss_cuda_emulated, Autograd, library) {
-  library.impl("forward", TORCH_FN(discloss::Autograd<discloss::kEmulated>::kernel));
+  library.impl("forward",
+               TORCH_FN(discloss::flat_forward<discloss::Autograd<discloss::kEmulated>::kernel>));
 }
 
 #define current_stream emulated_stream

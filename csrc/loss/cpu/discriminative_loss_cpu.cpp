@@ -9,13 +9,13 @@
 #include <vector>
 
 #include "backward.h"
-#include "common/check.h"
 #include "common/cpu/batch.h"
 #include "common/cpu/memory.h"
 #include "common/cpu/parts.h"
 #include "common/layout.h"
 #include "forward.h"
 #include "ids.h"
+#include "loss/check_arguments.h"
 #include "loss/discriminative_loss.h"
 
 namespace discloss::cpu {
@@ -83,8 +83,8 @@ ImageResult<accscalar_t> image_result(ForwardResult& result, int64_t b, int64_t 
 
 template <typename scalar_t>
 void forward_batch(const EmbeddingView& view, const at::Tensor& labels, const Images& images,
-                   const Hyper& hyper, int64_t max_instances, at::IntArrayRef ignore_labels,
-                   ForwardResult& result) {
+                   const Parameters& parameters, int64_t max_instances,
+                   at::IntArrayRef ignore_labels, ForwardResult& result) {
   const BatchPixels<scalar_t> batch(view, images, result.slots);
   int32_t* slots = result.slots.mutable_data_ptr<int32_t>();
   int64_t* instances = result.instances.mutable_data_ptr<int64_t>();
@@ -93,34 +93,32 @@ void forward_batch(const EmbeddingView& view, const at::Tensor& labels, const Im
     instances[b] = ids.instances;
     if (ids.instances <= max_instances) {
       const auto image = image_result<accumulate_t<scalar_t>>(result, b, images.begin(b));
-      ImageForward<scalar_t>(batch, hyper, b, parts, ids, image).run();
+      ImageForward<scalar_t>(batch, parameters, b, parts, ids, image).run();
     }
   });
 }
 
-ForwardTuple forward(const at::Tensor& embeddings, const at::Tensor& labels,
-                     const std::optional<at::Tensor>& offsets, int64_t max_instances,
-                     double delta_var, double delta_dist, double alpha, double beta, double gamma,
-                     int64_t norm, at::IntArrayRef ignore_labels, bool squeeze) {
-  check_forward(embeddings, labels, offsets, max_instances, delta_var, delta_dist, norm);
-  const at::Tensor bounds = contiguous_offsets(offsets);
-  check_offsets_of(bounds, labels);
-  const Images images = images_of(labels, bounds);
-  const Hyper hyper = {delta_var, delta_dist, alpha, beta, gamma, norm};
+ForwardTuple forward(const ForwardInputs& in) {
+  check_forward(in);
+  const at::Tensor bounds = contiguous_offsets(in.offsets);
+  check_offsets_of(bounds, in.labels);
+  const Images images = images_of(in.labels, bounds);
+  const int64_t max_instances = in.max_instances.expect_int();
   // Past the dispatcher, which takes longer than a small image's passes.
   const auto zeros = [](at::IntArrayRef sizes, const at::TensorOptions& options) {
     at::Tensor tensor = at::detail::empty_cpu(sizes, options);
     std::fill_n(static_cast<char*>(tensor.mutable_data_ptr()), tensor.nbytes(), 0);
     return tensor;
   };
-  const at::Tensor slots = new_tensor(labels.sizes(), at::kInt);
+  const at::Tensor slots = new_tensor(in.labels.sizes(), at::kInt);
   ForwardResult result =
-      ForwardResult::allocate(embeddings, slots, images.count, max_instances, squeeze, zeros);
-  const EmbeddingView view = readable_view(embeddings, offsets.has_value());
-  const at::Tensor ids = labels.contiguous();
+      ForwardResult::allocate(in.embeddings, slots, images.count, max_instances, in.squeeze, zeros);
+  const EmbeddingView view = readable_view(in.embeddings, in.offsets.has_value());
+  const at::Tensor ids = in.labels.contiguous();
   AT_DISPATCH_FLOATING_TYPES_AND2(
-      at::kHalf, at::kBFloat16, embeddings.scalar_type(), "discloss_cuda::forward", [&] {
-        forward_batch<scalar_t>(view, ids, images, hyper, max_instances, ignore_labels, result);
+      at::kHalf, at::kBFloat16, in.embeddings.scalar_type(), "discloss_cuda::forward", [&] {
+        forward_batch<scalar_t>(view, ids, images, in.parameters, max_instances, in.ignore_labels,
+                                result);
       });
   check_instances(result.instances, max_instances);
   return std::move(result).as_tuple();
@@ -128,54 +126,42 @@ ForwardTuple forward(const at::Tensor& embeddings, const at::Tensor& labels,
 
 // Upstream gradients of image b into the weights of its terms.
 template <typename accscalar_t>
-Weights upstream_weights(const std::optional<at::Tensor>& grad_loss,
-                         const std::optional<at::Tensor>& grad_variance,
-                         const std::optional<at::Tensor>& grad_distance,
-                         const std::optional<at::Tensor>& grad_regularization, double alpha,
-                         double beta, double gamma, int64_t b) {
+Weights upstream_weights(const BackwardInputs& in, int64_t b) {
   const auto value = [b](const std::optional<at::Tensor>& gradient) -> double {
     return gradient.has_value()
                ? gradient->const_data_ptr<accscalar_t>()[b * image_stride(*gradient)]
                : 0.0;
   };
-  const double loss = value(grad_loss);
-  return {alpha * loss + value(grad_variance), beta * loss + value(grad_distance),
-          gamma * loss + value(grad_regularization)};
+  const double loss = value(in.grad_loss);
+  return {in.parameters.alpha * loss + value(in.grad_variance),
+          in.parameters.beta * loss + value(in.grad_distance),
+          in.parameters.gamma * loss + value(in.grad_regularization)};
 }
 
-at::Tensor backward(const std::optional<at::Tensor>& grad_loss,
-                    const std::optional<at::Tensor>& grad_variance,
-                    const std::optional<at::Tensor>& grad_distance,
-                    const std::optional<at::Tensor>& grad_regularization,
-                    const at::Tensor& embeddings, const std::optional<at::Tensor>& offsets,
-                    const at::Tensor& slots, const at::Tensor& instances, const at::Tensor& counts,
-                    const at::Tensor& means, const at::Tensor& pull, const at::Tensor& push,
-                    double delta_var, double /*delta_dist*/, double alpha, double beta,
-                    double gamma, int64_t norm) {
-  check_backward({&grad_loss, &grad_variance, &grad_distance, &grad_regularization}, embeddings,
-                 slots, instances, counts, means, pull, push);
-  const at::Tensor bounds = contiguous_offsets(offsets);
-  const Images images = images_of(slots, bounds);
-  const EmbeddingView view = readable_view(embeddings, offsets.has_value());
-  const GradientBuffer buffer = gradient_buffer(new_tensor_like(embeddings), offsets.has_value());
+at::Tensor backward(const BackwardInputs& in) {
+  check_backward(in);
+  const at::Tensor bounds = contiguous_offsets(in.offsets);
+  const Images images = images_of(in.slots, bounds);
+  const EmbeddingView view = readable_view(in.embeddings, in.offsets.has_value());
+  const GradientBuffer buffer =
+      gradient_buffer(new_tensor_like(in.embeddings), in.offsets.has_value());
   AT_DISPATCH_FLOATING_TYPES_AND2(
-      at::kHalf, at::kBFloat16, embeddings.scalar_type(), "discloss_cuda::backward", [&] {
+      at::kHalf, at::kBFloat16, in.embeddings.scalar_type(), "discloss_cuda::backward", [&] {
         using accscalar_t = accumulate_t<scalar_t>;
-        const BatchPixels<scalar_t> batch(view, images, slots);
+        const BatchPixels<scalar_t> batch(view, images, in.slots);
         const Strides& strides = buffer.view.strides;
         auto* gradient = buffer.view.tensor.mutable_data_ptr<scalar_t>();
         for_each_image(images, batch.channels, [&](int64_t b, int64_t parts) {
-          const int64_t first = b * counts.size(1);
+          const int64_t first = b * in.counts.size(1);
           const int64_t table = first * batch.channels;
-          const SavedImage<accscalar_t> saved = {instances.const_data_ptr<int64_t>()[b],
-                                                 counts.const_data_ptr<int64_t>() + first,
-                                                 means.const_data_ptr<accscalar_t>() + table,
-                                                 pull.const_data_ptr<accscalar_t>() + table,
-                                                 push.const_data_ptr<accscalar_t>() + table};
-          const Weights weights = upstream_weights<accscalar_t>(
-              grad_loss, grad_variance, grad_distance, grad_regularization, alpha, beta, gamma, b);
-          image_backward(batch, b, parts, saved, weights, delta_var, norm,
-                         gradient + images.embedding(b, strides), strides);
+          const SavedImage<accscalar_t> saved = {in.instances.const_data_ptr<int64_t>()[b],
+                                                 in.counts.const_data_ptr<int64_t>() + first,
+                                                 in.means.const_data_ptr<accscalar_t>() + table,
+                                                 in.pull.const_data_ptr<accscalar_t>() + table,
+                                                 in.push.const_data_ptr<accscalar_t>() + table};
+          const auto weights = upstream_weights<accscalar_t>(in, b);
+          image_backward(batch, b, parts, saved, weights, in.parameters.delta_var,
+                         in.parameters.norm, gradient + images.embedding(b, strides), strides);
         });
       });
   return buffer.finish();
@@ -226,8 +212,8 @@ at::Tensor batch_offsets(const at::Tensor& batch, int64_t batch_size) {
 }  // namespace discloss::cpu
 
 TORCH_LIBRARY_IMPL(discloss_cuda, CPU, library) {
-  library.impl("forward", TORCH_FN(discloss::cpu::forward));
-  library.impl("backward", TORCH_FN(discloss::cpu::backward));
+  library.impl("forward", TORCH_FN(discloss::flat_forward<discloss::cpu::forward>));
+  library.impl("backward", TORCH_FN(discloss::flat_backward<discloss::cpu::backward>));
   library.impl("count_instances", TORCH_FN(discloss::cpu::count_instances));
   library.impl("batch_offsets", TORCH_FN(discloss::cpu::batch_offsets));
 }

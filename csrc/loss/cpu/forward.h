@@ -11,18 +11,10 @@
 #include "ids.h"
 #include "kernels.h"
 #include "loss/loss_math.h"
+#include "loss/parameters.h"
 #include "scratch.h"
 
 namespace discloss::cpu {
-
-struct Hyper {
-  double delta_var;
-  double delta_dist;
-  double alpha;
-  double beta;
-  double gamma;
-  int64_t norm;
-};
 
 // Results of one image. Rows k >= K are zero when they come here.
 template <typename accscalar_t>
@@ -43,11 +35,11 @@ class ImageForward {
  public:
   using accscalar_t = accumulate_t<scalar_t>;
 
-  ImageForward(const BatchPixels<scalar_t>& batch, const Hyper& hyper, int64_t image, int64_t parts,
-               const ImageIds& ids, const ImageResult<accscalar_t>& result)
+  ImageForward(const BatchPixels<scalar_t>& batch, const Parameters& parameters, int64_t image,
+               int64_t parts, const ImageIds& ids, const ImageResult<accscalar_t>& result)
       : batch_(batch),
-        hyper_(hyper),
-        kernels_(best_kernels<scalar_t>(hyper.norm, batch.channels)),
+        parameters_(parameters),
+        kernels_(best_kernels<scalar_t>(parameters.norm, batch.channels)),
         image_(image),
         parts_(parts),
         ids_(ids),
@@ -73,12 +65,13 @@ class ImageForward {
     find_push_and_pull();
     const double variance = store_pull();
     const double distance = store_push();
-    const double regularization = hyper_.norm == 1 ? sum_of_norms<1>() : sum_of_norms<2>();
+    const double regularization = parameters_.norm == 1 ? sum_of_norms<1>() : sum_of_norms<2>();
     *result_.variance = static_cast<accscalar_t>(variance);
     *result_.distance = static_cast<accscalar_t>(distance);
     *result_.regularization = static_cast<accscalar_t>(regularization);
-    *result_.loss = static_cast<accscalar_t>(hyper_.alpha * variance + hyper_.beta * distance +
-                                             hyper_.gamma * regularization);
+    *result_.loss =
+        static_cast<accscalar_t>(parameters_.alpha * variance + parameters_.beta * distance +
+                                 parameters_.gamma * regularization);
   }
 
  private:
@@ -141,10 +134,11 @@ class ImageForward {
     const Means<accscalar_t> means = {means_.data(), by_channel.data(), instances_, channels_};
     for_each_part_of_pixels([&](int64_t part, const auto& pixels, const auto& scratch) {
       kernels_.add_push(means, instances_ * part / parts_, instances_ * (part + 1) / parts_,
-                        scratch, static_cast<accscalar_t>(2 * hyper_.delta_dist),
+                        scratch, static_cast<accscalar_t>(2 * parameters_.delta_dist),
                         push_squares_.of(0), push_.of(0));
-      kernels_.add_pull(pixels, scratch, means_.data(), static_cast<accscalar_t>(hyper_.delta_var),
-                        pull_squares_.of(part), pull_.of(part));
+      kernels_.add_pull(pixels, scratch, means_.data(),
+                        static_cast<accscalar_t>(parameters_.delta_var), pull_squares_.of(part),
+                        pull_.of(part));
     });
   }
 
@@ -207,7 +201,7 @@ class ImageForward {
   }
 
   const BatchPixels<scalar_t>& batch_;
-  const Hyper& hyper_;
+  const Parameters& parameters_;
   const Kernels<scalar_t>& kernels_;
   int64_t image_;
   int64_t parts_;

@@ -5,12 +5,12 @@
 #include <c10/core/DeviceGuard.h>
 #include <torch/library.h>
 
-#include "common/check.h"
 #include "common/cuda/current_stream.h"
 #include "common/cuda/offsets.h"
 #include "common/cuda/tensors.h"
 #include "common/layout.h"
 #include "launch.h"
+#include "loss/check_arguments.h"
 #include "loss/discriminative_loss.h"
 
 namespace discloss::cuda {
@@ -27,34 +27,33 @@ Batch batch_of(const EmbeddingView& view, const at::Tensor& labels,
           static_cast<int>(norm)};
 }
 
-ForwardTuple forward(const at::Tensor& embeddings, const at::Tensor& labels,
-                     const std::optional<at::Tensor>& offsets, int64_t max_instances,
-                     double delta_var, double delta_dist, double alpha, double beta, double gamma,
-                     int64_t norm, at::IntArrayRef ignore_labels, bool squeeze) {
-  check_forward(embeddings, labels, offsets, max_instances, delta_var, delta_dist, norm);
-  const c10::DeviceGuard guard(embeddings.device());
-  const auto stream = current_stream(embeddings.device());
-  const EmbeddingView view = readable_view(embeddings, offsets.has_value());
-  const at::Tensor ids = labels.contiguous();
-  const auto bounds = contiguous(offsets);
-  check_offsets_on_device(bounds, labels.numel(), stream);
-  const Batch batch = batch_of(view, ids, bounds, max_instances, norm);
+ForwardTuple forward(const ForwardInputs& in) {
+  check_forward(in);
+  const Parameters& p = in.parameters;
+  const int64_t max_instances = in.max_instances.expect_int();
+  const c10::DeviceGuard guard(in.embeddings.device());
+  const auto stream = current_stream(in.embeddings.device());
+  const EmbeddingView view = readable_view(in.embeddings, in.offsets.has_value());
+  const at::Tensor ids = in.labels.contiguous();
+  const auto bounds = contiguous(in.offsets);
+  check_offsets_on_device(bounds, in.labels.numel(), stream);
+  const Batch batch = batch_of(view, ids, bounds, max_instances, p.norm);
   const auto empty = [](at::IntArrayRef sizes, const at::TensorOptions& options) {
     return at::empty(sizes, options);
   };
-  const at::Tensor slots = empty(labels.sizes(), embeddings.options().dtype(at::kInt));
-  const ForwardResult r =
-      ForwardResult::allocate(embeddings, slots, batch.images.count, max_instances, squeeze, empty);
+  const at::Tensor slots = empty(in.labels.sizes(), in.embeddings.options().dtype(at::kInt));
+  const ForwardResult r = ForwardResult::allocate(in.embeddings, slots, batch.images.count,
+                                                  max_instances, in.squeeze, empty);
   const ForwardArguments arguments = {
       batch,
       view.tensor.const_data_ptr(),
       labels_of(ids),
-      {ignore_labels.data(), static_cast<int64_t>(ignore_labels.size())},
-      delta_var,
-      delta_dist,
-      alpha,
-      beta,
-      gamma,
+      {in.ignore_labels.data(), static_cast<int64_t>(in.ignore_labels.size())},
+      p.delta_var,
+      p.delta_dist,
+      p.alpha,
+      p.beta,
+      p.gamma,
       r.loss.mutable_data_ptr(),
       r.variance.mutable_data_ptr(),
       r.distance.mutable_data_ptr(),
@@ -67,7 +66,7 @@ ForwardTuple forward(const at::Tensor& embeddings, const at::Tensor& labels,
       r.push.mutable_data_ptr()};
   size_t bytes = 0;
   check_launch(forward_workspace(arguments, &bytes));
-  const at::Tensor workspace = allocate_workspace(bytes, embeddings);
+  const at::Tensor workspace = allocate_workspace(bytes, in.embeddings);
   check_launch(launch_forward(arguments, workspace.mutable_data_ptr(), stream));
   return r.as_tuple();
 }
@@ -79,44 +78,37 @@ Upstream upstream(const std::optional<at::Tensor>& gradient) {
   return {gradient->const_data_ptr(), image_stride(*gradient)};
 }
 
-at::Tensor backward(const std::optional<at::Tensor>& grad_loss,
-                    const std::optional<at::Tensor>& grad_variance,
-                    const std::optional<at::Tensor>& grad_distance,
-                    const std::optional<at::Tensor>& grad_regularization,
-                    const at::Tensor& embeddings, const std::optional<at::Tensor>& offsets,
-                    const at::Tensor& slots, const at::Tensor& instances, const at::Tensor& counts,
-                    const at::Tensor& means, const at::Tensor& pull, const at::Tensor& push,
-                    double delta_var, double /*delta_dist*/, double alpha, double beta,
-                    double gamma, int64_t norm) {
-  check_backward({&grad_loss, &grad_variance, &grad_distance, &grad_regularization}, embeddings,
-                 slots, instances, counts, means, pull, push);
-  const c10::DeviceGuard guard(embeddings.device());
-  const EmbeddingView view = readable_view(embeddings, offsets.has_value());
-  const GradientBuffer gradient = gradient_buffer(at::empty_like(embeddings), offsets.has_value());
-  const auto bounds = contiguous(offsets);
-  const BackwardArguments arguments = {batch_of(view, slots, bounds, counts.size(1), norm),
-                                       upstream(grad_loss),
-                                       upstream(grad_variance),
-                                       upstream(grad_distance),
-                                       upstream(grad_regularization),
+at::Tensor backward(const BackwardInputs& in) {
+  check_backward(in);
+  const Parameters& p = in.parameters;
+  const c10::DeviceGuard guard(in.embeddings.device());
+  const EmbeddingView view = readable_view(in.embeddings, in.offsets.has_value());
+  const GradientBuffer gradient =
+      gradient_buffer(at::empty_like(in.embeddings), in.offsets.has_value());
+  const auto bounds = contiguous(in.offsets);
+  const BackwardArguments arguments = {batch_of(view, in.slots, bounds, in.counts.size(1), p.norm),
+                                       upstream(in.grad_loss),
+                                       upstream(in.grad_variance),
+                                       upstream(in.grad_distance),
+                                       upstream(in.grad_regularization),
                                        view.tensor.const_data_ptr(),
-                                       slots.const_data_ptr<int32_t>(),
-                                       instances.const_data_ptr<int64_t>(),
-                                       counts.const_data_ptr<int64_t>(),
-                                       means.const_data_ptr(),
-                                       pull.const_data_ptr(),
-                                       push.const_data_ptr(),
-                                       delta_var,
-                                       alpha,
-                                       beta,
-                                       gamma,
+                                       in.slots.const_data_ptr<int32_t>(),
+                                       in.instances.const_data_ptr<int64_t>(),
+                                       in.counts.const_data_ptr<int64_t>(),
+                                       in.means.const_data_ptr(),
+                                       in.pull.const_data_ptr(),
+                                       in.push.const_data_ptr(),
+                                       p.delta_var,
+                                       p.alpha,
+                                       p.beta,
+                                       p.gamma,
                                        gradient.view.tensor.mutable_data_ptr(),
                                        gradient.view.strides};
   size_t bytes = 0;
   check_launch(backward_workspace(arguments, &bytes));
-  const at::Tensor workspace = allocate_workspace(bytes, embeddings);
+  const at::Tensor workspace = allocate_workspace(bytes, in.embeddings);
   check_launch(launch_backward(arguments, workspace.mutable_data_ptr(),
-                               current_stream(embeddings.device())));
+                               current_stream(in.embeddings.device())));
   return gradient.finish();
 }
 
@@ -166,8 +158,8 @@ at::Tensor batch_offsets(const at::Tensor& batch, int64_t batch_size) {
 }  // namespace
 
 TORCH_LIBRARY_IMPL(discloss_cuda, CUDA, library) {
-  library.impl("forward", forward);
-  library.impl("backward", backward);
+  library.impl("forward", TORCH_FN(flat_forward<forward>));
+  library.impl("backward", TORCH_FN(flat_backward<backward>));
   library.impl("count_instances", count_instances);
   library.impl("batch_offsets", batch_offsets);
 }
