@@ -1,5 +1,5 @@
 """The CUDA kernels compile for every architecture, without warnings, spills or local memory, within
-their budgets of registers, and to the memory accesses that docs/design.md promises."""
+their budgets of registers, and to the memory accesses that the docs promise."""
 
 from __future__ import annotations
 

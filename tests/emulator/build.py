@@ -16,6 +16,7 @@ from support.nvcc import ROOT, require_toolkit
 HERE = Path(__file__).resolve().parent
 BUILD = ROOT / "build" / "emulator"
 EMULATOR_SOURCES = (
+    "barriers.cpp",
     "device.cpp",
     "fiber.cpp",
     "races.cpp",

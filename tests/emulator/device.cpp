@@ -1,16 +1,17 @@
-// The scheduler: runs the threads of a grid in a random legal order and lets them meet at barriers
-// and warp operations.
+// The scheduler: runs the threads of a grid in a random legal order.
 #include "device.h"
 
+#include <algorithm>
 #include <cstdarg>
 #include <cstdlib>
-#include <deque>
 #include <map>
 #include <memory>
 #include <numeric>
+#include <string>
 #include <vector>
 
 #include "fiber.h"
+#include "grid.h"
 #include "races.h"
 
 // Of AddressSanitizer's runtime library, where a process has it.
@@ -25,115 +26,12 @@ dim3 gridDim;
 namespace emulator {
 
 Device device;
+Grid* grid = nullptr;
+Thread* current = nullptr;
 
 namespace {
 
-class Random {  // splitmix64
- public:
-  explicit Random(std::uint64_t seed) : state_(seed) {}
-
-  std::uint32_t next() {
-    state_ += 0x9E3779B97F4A7C15;
-    std::uint64_t bits = (state_ ^ state_ >> 30) * 0xBF58476D1CE4E5B9;
-    bits = (bits ^ bits >> 27) * 0x94D049BB133111EB;
-    return static_cast<std::uint32_t>(bits >> 32);
-  }
-  std::size_t below(std::size_t end) { return static_cast<std::uint64_t>(next()) * end >> 32; }
-  bool one_in(std::size_t n) { return below(n) == 0; }
-
-  template <typename T>
-  void shuffle(std::vector<T>& items) {
-    for (std::size_t i = items.size(); i > 1; --i) {
-      std::swap(items[i - 1], items[below(i)]);
-    }
-  }
-
- private:
-  std::uint64_t state_;
-};
-
-struct Block;
-struct Cluster;
-struct Warp;
-
-struct Thread {
-  uint3 index{};
-  unsigned lane = 0;
-  std::uint32_t number = 0;  // this and the next: for Moment
-  std::uint32_t clock = 0;
-  Block* block = nullptr;
-  Warp* warp = nullptr;
-  Fiber* fiber = nullptr;  // from its first turn to its last
-  bool has_returned = false;
-  bool has_arrived = false;        // at the cluster's barrier, but does not wait there yet
-  const char* waits_in = nullptr;  // this and the next: for the report of a deadlock
-  Location where;
-};
-
-struct Warp {
-  std::vector<Thread*> lanes;
-  unsigned alive = 0;          // the lanes that have not returned
-  std::uint32_t priority = 0;  // for Style::kWarpPriorities
-  std::deque<Meeting>
-      meetings;  // under way or unused; a deque, because lanes hold references to its elements
-};
-
-struct Barrier {
-  std::vector<Thread*> waiting;
-  Location where;
-  Vote vote{};
-  int votes = 0;   // true predicates so far
-  int result = 0;  // of the last time that all had come
-  std::uint32_t passed = 0;
-};
-
-// Blocks that are resident together, and their barrier: a thread arrives there, then waits for all.
-struct Cluster {
-  std::uint32_t number = 0;
-  std::size_t alive = 0;  // the threads that have not returned
-  std::vector<Thread*> waiting;
-  std::uint32_t passed = 0;
-};
-
-struct Block {
-  uint3 index{};
-  std::shared_ptr<Cluster> cluster;
-  std::size_t alive = 0;  // the threads that have not returned
-  std::vector<Thread> threads;
-  std::vector<Warp> warps;
-  std::vector<Thread*> runnable;
-  Barrier barrier;
-  std::vector<unsigned char> shared_with_red_zones;
-  unsigned char* shared = nullptr;
-};
-
-// How a launch picks the next thread. A uniform choice alone hardly ever lets one warp run far
-// ahead of the others, so it misses the races that need that; each launch draws one of these
-// instead.
-enum class Style { kUniform, kLastWoken, kMostlyLastWoken, kWarpPriorities };
-constexpr std::size_t kStyles = 4;
-
-struct Grid {
-  KernelCall call;
-  Random random;
-  Style style;
-  std::vector<unsigned> to_start;  // numbers of clusters, the next one last
-  std::vector<std::unique_ptr<Block>> resident;
-  Block* latest = nullptr;  // had the last turn
-};
-
-Grid* grid = nullptr;       // the one that runs
-Thread* current = nullptr;  // null: the host runs
-
 // --- whose turn it is ----------------------------------------------------------------------------
-
-void make_runnable(Thread* thread) { thread->block->runnable.push_back(thread); }
-
-void wait_in(const char* what, Location where) {
-  current->waits_in = what;
-  current->where = where;
-  suspend();
-}
 
 Block* pick_block() {
   constexpr std::size_t kTurnsInARow = 16;
@@ -185,82 +83,6 @@ Thread* pick_thread() {
   Thread* thread = runnable.back();
   runnable.pop_back();
   return thread;
-}
-
-// --- barriers and warp operations ----------------------------------------------------------------
-
-void release_if_complete(Block& block) {
-  Barrier& barrier = block.barrier;
-  if (barrier.waiting.empty() || barrier.waiting.size() < block.alive) {
-    return;
-  }
-  const bool all = static_cast<std::size_t>(barrier.votes) == barrier.waiting.size();
-  const bool any = barrier.votes != 0;
-  barrier.result = barrier.vote == Vote::kAll   ? all
-                   : barrier.vote == Vote::kAny ? any
-                                                : barrier.votes;
-  barrier.votes = 0;
-  ++barrier.passed;
-  for (Thread* thread : barrier.waiting) {
-    make_runnable(thread);
-  }
-  barrier.waiting.clear();
-}
-
-void release_if_complete(Cluster& cluster) {
-  if (cluster.waiting.empty() || cluster.waiting.size() < cluster.alive) {
-    return;
-  }
-  ++cluster.passed;
-  for (Thread* thread : cluster.waiting) {
-    make_runnable(thread);
-  }
-  cluster.waiting.clear();
-}
-
-bool is_gathering(const Meeting& meeting) { return meeting.mask != 0 && meeting.to_leave == 0; }
-
-// A meeting does not wait for lanes that have returned.
-void close_if_complete(Warp& warp, Meeting& meeting) {
-  if ((meeting.mask & warp.alive & ~meeting.lanes) != 0) {
-    return;
-  }
-  meeting.to_leave = static_cast<unsigned>(std::popcount(meeting.lanes));
-  std::uint32_t latest = 0;
-  for (const Thread* thread : warp.lanes) {
-    latest = meeting.has(thread->lane) ? std::max(latest, thread->clock) : latest;
-  }
-  for (Thread* thread : warp.lanes) {
-    if (meeting.has(thread->lane)) {
-      thread->clock = latest + 1;
-      if (thread != current) {
-        make_runnable(thread);
-      }
-    }
-  }
-}
-
-Meeting& find_or_open_meeting(Warp& warp, unsigned mask, WarpOperation operation, Location where) {
-  Meeting* unused = nullptr;
-  for (Meeting& meeting : warp.meetings) {
-    if (meeting.mask == 0) {
-      unused = &meeting;
-    } else if (is_gathering(meeting) && (meeting.mask & mask) != 0) {
-      if (meeting.mask != mask || meeting.operation != operation || !(meeting.where == where)) {
-        fail(where,
-             "a warp operation with mask %08x, while lanes %08x wait in a different one with mask "
-             "%08x at %s:%u",
-             mask, meeting.lanes, meeting.mask, meeting.where.file, meeting.where.line);
-      }
-      return meeting;
-    }
-  }
-  Meeting& meeting = unused != nullptr ? *unused : warp.meetings.emplace_back();
-  meeting.mask = mask;
-  meeting.lanes = 0;
-  meeting.operation = operation;
-  meeting.where = where;
-  return meeting;
 }
 
 // --- the life of a block -------------------------------------------------------------------------
@@ -413,64 +235,6 @@ void preempt() {
     runnable.push_back(current);
     std::swap(runnable.back(), runnable[grid->random.below(runnable.size())]);
     suspend();
-  }
-}
-
-int block_barrier(Vote vote, bool predicate, Location where) {
-  Block& block = *current->block;
-  Barrier& barrier = block.barrier;
-  if (barrier.waiting.empty()) {
-    barrier.vote = vote;
-    barrier.where = where;
-  } else if (!(barrier.where == where)) {
-    fail(where, "divergent barrier: %zu threads of the block wait in another one at %s:%u",
-         barrier.waiting.size(), barrier.where.file, barrier.where.line);
-  }
-  barrier.votes += predicate;
-  barrier.waiting.push_back(current);
-  release_if_complete(block);
-  wait_in("a barrier", where);
-  return barrier.result;
-}
-
-void arrive_at_cluster_barrier(Location where) {
-  if (current->has_arrived) {
-    fail(where, "arrives twice at the cluster's barrier");
-  }
-  current->has_arrived = true;
-}
-
-void wait_at_cluster_barrier(Location where) {
-  if (!current->has_arrived) {
-    fail(where, "waits at the cluster's barrier without having arrived");
-  }
-  current->has_arrived = false;
-  Cluster& cluster = *current->block->cluster;
-  cluster.waiting.push_back(current);
-  release_if_complete(cluster);
-  wait_in("a barrier of the cluster", where);
-}
-
-Meeting& meet(unsigned mask, WarpOperation operation, std::uint64_t value, Location where) {
-  Warp& warp = *current->warp;
-  const unsigned self = 1u << current->lane;
-  if ((mask & self) == 0) {
-    fail(where, "lane %u executes a warp operation whose mask %08x does not name it", current->lane,
-         mask);
-  }
-  Meeting& meeting = find_or_open_meeting(warp, mask, operation, where);
-  meeting.lanes |= self;
-  meeting.values[current->lane] = value;
-  close_if_complete(warp, meeting);
-  if (is_gathering(meeting)) {
-    wait_in("a warp operation", where);
-  }
-  return meeting;
-}
-
-void leave(Meeting& meeting) {
-  if (--meeting.to_leave == 0) {
-    meeting.mask = 0;
   }
 }
 

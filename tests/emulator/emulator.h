@@ -3,7 +3,8 @@
 // operations and atomics.
 //
 // Every CUDA thread is a fiber (fiber.h); device.cpp decides which of them runs. A built-in that is
-// not here is not used by the kernels, and does not compile.
+// not here is not used by the kernels, and does not compile. One file, as a kernel includes none of
+// its own for the built-ins.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -52,7 +53,7 @@ struct Location {
   }
 };
 
-// --- what device.cpp does for the built-ins below ------------------------------------------------
+// --- what device.cpp and barriers.cpp do for the built-ins below ---------------------------------
 
 // The stream that every launch and every memset must be given.
 inline cudaStream_t stream() { return reinterpret_cast<cudaStream_t>(0xD15C); }

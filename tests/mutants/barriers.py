@@ -4,7 +4,7 @@
 
 Without arguments, every ``__syncthreads``, ``__syncthreads_or``, ``__syncwarp`` and
 ``cluster_barrier`` under csrc/*/cuda.
-The work is done where that of run.py is. Prints a row of the table in docs/design.md for each.
+The work is done where that of run.py is. Prints a row of the table of barriers in docs/ for each.
 """
 
 from __future__ import annotations

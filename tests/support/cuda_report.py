@@ -2,8 +2,9 @@
 
     PYTHONPATH=.:tests python -m support.cuda_report
 
-compiles the kernels for every architecture and rewrites the table of registers in docs/design.md.
-Budgets stay as they are written there; a kernel without one gets a question mark.
+compiles the kernels for every architecture and rewrites the table of registers, on the page of
+docs/ that has its marks. Budgets stay as they are written there; a kernel without one gets a
+question mark.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from pathlib import Path
 from .nvcc import ROOT, require_toolkit
 
 FOLDERS = "csrc/*/cuda"
-DESIGN = ROOT / "docs" / "design.md"
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 FLAGS = (
     "-std=c++17",
@@ -144,9 +144,15 @@ def disassemble(*cubins: Path) -> dict[str, list[str]]:
     return opcodes
 
 
+def page() -> Path:
+    """The one that has the table."""
+    (found,) = [path for path in ROOT.glob("docs/*.md") if BEGIN in path.read_text()]
+    return found
+
+
 @dataclass(frozen=True)
 class Table:
-    """The table of docs/design.md."""
+    """The table of registers in docs/."""
 
     compiler: str
     registers: Mapping[int, Mapping[str, int]]  # of an architecture, of a kernel
@@ -154,7 +160,7 @@ class Table:
 
     @staticmethod
     def read() -> Table:
-        block = DESIGN.read_text().partition(BEGIN)[2].partition(END)[0]
+        block = page().read_text().partition(BEGIN)[2].partition(END)[0]
         compiler = re.search(r"nvcc ([\d.]+)", block)
         rows = re.findall(r"^\| (\w+) \|(.*)\|$", block, re.MULTILINE)
         header, kernels = rows[0][1], rows[1:]
@@ -177,9 +183,9 @@ class Table:
         lines = [header, ["---"] * len(header), *rows]
         table = "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
         text = f"Registers a thread, nvcc {self.compiler}, most of all instantiations:"
-        before, _, rest = DESIGN.read_text().partition(BEGIN)
+        before, _, rest = page().read_text().partition(BEGIN)
         after = rest.partition(END)[2]
-        DESIGN.write_text(f"{before}{BEGIN}\n{text}\n\n{table}\n{END}{after}")
+        page().write_text(f"{before}{BEGIN}\n{text}\n\n{table}\n{END}{after}")
 
 
 def main() -> None:
