@@ -17,6 +17,8 @@
 #endif
 
 #define DISCLOSS_INLINE inline __attribute__((always_inline))
+// For what is done once a tile, where a call costs nothing: compiled once, not into every caller.
+#define DISCLOSS_OUTLINE __attribute__((noinline))
 
 // Vectors are only ever passed to functions that are inlined, so how they are passed is no matter.
 #pragma GCC diagnostic ignored "-Wpsabi"

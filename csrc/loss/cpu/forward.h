@@ -135,10 +135,10 @@ class ImageForward {
     for_each_part_of_pixels([&](int64_t part, const auto& pixels, const auto& scratch) {
       kernels_.add_push(means, instances_ * part / parts_, instances_ * (part + 1) / parts_,
                         scratch, static_cast<accscalar_t>(2 * parameters_.delta_dist),
-                        push_squares_.of(0), push_.of(0));
+                        HingeSums{push_squares_.of(0), push_.of(0)});
       kernels_.add_pull(pixels, scratch, means_.data(),
-                        static_cast<accscalar_t>(parameters_.delta_var), pull_squares_.of(part),
-                        pull_.of(part));
+                        static_cast<accscalar_t>(parameters_.delta_var),
+                        HingeSums{pull_squares_.of(part), pull_.of(part)});
     });
   }
 

@@ -11,14 +11,11 @@ inline constexpr Kernels<scalar_t> kTable = {add_sums<scalar_t, W>, add_pull<sca
                                              add_push<accumulate_t<scalar_t>, kNorm>,
                                              write_gradient<scalar_t, kNorm, W>};
 
-// Where an embedding fills only half a vector, the vectors of channels are half as long, but never
-// less than 16 bytes.
 template <typename scalar_t, int kNorm>
 const Kernels<scalar_t>& table_for(int64_t channels) {
   using T = accumulate_t<scalar_t>;
-  constexpr int W = kLanes<T>;
-  constexpr int kFew = W * sizeof(T) > 16 ? W / 2 : W;
-  return channels <= kFew ? kTable<scalar_t, kNorm, kFew> : kTable<scalar_t, kNorm, W>;
+  return channels <= kFewLanes<T> ? kTable<scalar_t, kNorm, kFewLanes<T>>
+                                  : kTable<scalar_t, kNorm, kLanes<T>>;
 }
 
 template <typename scalar_t>

@@ -54,6 +54,12 @@ struct Means {
   int64_t channels;                // D
 };
 
+// Sums over hinges h of vectors v: of pixels around a mean, or of other means around one.
+struct HingeSums {
+  double* squares;     // [K]          sum of h^2
+  double* directions;  // [K, padded]  sum of h d|v|/dv
+};
+
 // What the gradient of a pixel is made of beside its own pull.
 template <typename accscalar_t>
 struct GradientTables {
@@ -71,14 +77,12 @@ struct Kernels {
   void (*add_sums)(const Pixels<scalar_t>&, const Scratch<accscalar_t>&, int64_t* counts,
                    double* sums);
 
-  // squares [K]: sum of h_i^2 . pull [K, padded]: sum of h_i d|v_i|
   void (*add_pull)(const Pixels<scalar_t>&, const Scratch<accscalar_t>&, const accscalar_t* means,
-                   accscalar_t delta_var, double* squares, double* pull);
+                   accscalar_t delta_var, const HingeSums&);
 
-  // For the means first <= a < last, over all b != a, with v = mu_b - mu_a:
-  // squares [K]: sum of h^2 . push [K, padded]: sum of h d|v|/dv
+  // For the means first <= a < last, over all b != a, with v = mu_b - mu_a.
   void (*add_push)(const Means<accscalar_t>&, int64_t first, int64_t last,
-                   const Scratch<accscalar_t>&, accscalar_t margin, double* squares, double* push);
+                   const Scratch<accscalar_t>&, accscalar_t margin, const HingeSums&);
 
   // Writes dL/dx_i of every pixel.
   void (*write_gradient)(const Pixels<scalar_t>&, const GradientTables<accscalar_t>&,

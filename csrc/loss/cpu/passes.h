@@ -2,9 +2,22 @@
 #pragma once
 
 #include "channel_major.h"
+#include "channel_sums.h"
+#include "channels_in_registers.h"
 #include "pixel_major.h"
 
 namespace discloss::cpu::DISCLOSS_CPU_TARGET {
+
+// Where an embedding fills only half a vector, the vectors of channels are half as long, but never
+// less than 16 bytes.
+template <typename T>
+inline constexpr int kFewLanes = kLanes<T> * sizeof(T) > 16 ? kLanes<T> / 2 : kLanes<T>;
+
+// Whether passes with vectors of W channels are called for so many.
+template <typename T, int W>
+constexpr bool takes(int64_t channels) {
+  return W < kLanes<T> ? channels <= W : kFewLanes<T> == W || channels > kFewLanes<T>;
+}
 
 // Shorter runs than this, on average, cost more as vectors of pixels than a transposition does
 // (measured where D = 16); for the gradient, which is transposed twice, that is later.
@@ -12,7 +25,7 @@ constexpr int64_t kLongRun = 16;
 constexpr int64_t kLongRunOfGradient = 6;
 
 // Where all channels stay in registers, shorter runs are worth it too.
-constexpr int64_t kLongRunOfBlocks = 6;
+constexpr int64_t kLongRunInRegisters = 6;
 
 // Shorter runs than this, on average, cost more in pass 1 than their pixels do one by one. In the
 // other passes only runs that are worth being vectors of pixels are.
@@ -68,57 +81,54 @@ DISCLOSS_INLINE bool by_channel(Pixels<scalar_t> pixels, Tile<T> tile, int64_t l
          tile.run_count * long_run <= tile.pixels;
 }
 
-// Calls body(number of channels, as a type), if it is one that passes are compiled for. Returns
-// whether it is.
-template <int kRows, typename Body>
+// Calls body(number of channels, as a type), if they stay in registers. Returns whether they do.
+template <typename T, int W, typename Body>
 DISCLOSS_INLINE bool with_channels(int64_t channels, const Body& body) {
-  if constexpr (kRows <= 8) {
+  if constexpr (takes<T, W>(8)) {
     if (channels == 8) {
       body(std::integral_constant<int, 8>{});
       return true;
     }
   }
-  if (channels == 16) {
-    body(std::integral_constant<int, 16>{});
-    return true;
+  if constexpr (takes<T, W>(16)) {
+    if (channels == 16) {
+      body(std::integral_constant<int, 16>{});
+      return true;
+    }
   }
   return false;
 }
 
 // The shortest runs that passes 1 and 2 take as vectors of pixels.
-template <int kRows, typename scalar_t>
+template <int W, typename scalar_t>
 DISCLOSS_INLINE int64_t long_run_of(const Pixels<scalar_t>& pixels) {
-  const bool compiled = with_channels<kRows>(pixels.channels, [](auto) {});
-  return compiled && pixels.pixel_stride == 1 ? kLongRunOfBlocks : kLongRun;
+  using T = accumulate_t<scalar_t>;
+  const bool in_registers = with_channels<T, W>(pixels.channels, [](auto) {});
+  return in_registers && pixels.pixel_stride == 1 ? kLongRunInRegisters : kLongRun;
+}
+
+// Calls body(rows) with the rows of a tile.
+template <int W, typename T, typename Body>
+DISCLOSS_INLINE void with_rows_of_tile(Tile<T> tile, const Body& body) {
+  if constexpr (takes<T, W>(W + 1)) {
+    if (tile.channels > W) {
+      body(rows_of_tile<false, W>(tile));
+      return;
+    }
+  }
+  body(rows_of_tile<true, W>(tile));
 }
 
 // Calls body(rows) with the pixels of a tile, pixel-major: as they lie in memory, or transposed.
-template <typename ByPixel, typename scalar_t, typename T, typename Body>
+template <int W, typename scalar_t, typename T, typename Body>
 DISCLOSS_INLINE void with_rows(Pixels<scalar_t> pixels, Tile<T> tile, const Body& body) {
-  if (pixels.pixel_stride != 1) {
-    if (pixels.channels == ByPixel::kLanesOfRow) {
-      body(ByPixel::template rows_of_memory<true>(pixels));
-    } else {
-      body(ByPixel::template rows_of_memory<false>(pixels));
-    }
+  if (pixels.pixel_stride == 1) {
+    load_transposed<W>(pixels, tile);
+    with_rows_of_tile<W>(tile, body);
+  } else if (pixels.channels == W) {
+    body(rows_of_memory<true>(pixels));
   } else {
-    ByPixel::load_transposed(pixels, tile);
-    if (pixels.channels <= ByPixel::kLanesOfRow) {
-      body(ByPixel::template rows_of_tile<true>(tile));
-    } else {
-      body(ByPixel::template rows_of_tile<false>(tile));
-    }
-  }
-}
-
-// Calls body(run) for the runs that are not ignored.
-template <typename T, typename Body>
-DISCLOSS_INLINE void for_each_run(Tile<T> tile, const Body& body) {
-  for (int64_t r = 0; r < tile.run_count; ++r) {
-    const Run run = tile.runs[r];
-    if (run.slot >= 0) {
-      body(run);
-    }
+    body(rows_of_memory<false>(pixels));
   }
 }
 
@@ -126,108 +136,114 @@ DISCLOSS_INLINE void for_each_run(Tile<T> tile, const Body& body) {
 template <typename scalar_t, int W>
 void add_sums(const Pixels<scalar_t>& pixels, const Scratch<accumulate_t<scalar_t>>& scratch,
               int64_t* counts, double* sums) {
-  using ByChannel = ChannelMajor<scalar_t, 2, W>;
-  using ByPixel = PixelMajor<scalar_t, 2, W>;
+  using T = accumulate_t<scalar_t>;
+  using ByPixel = PixelMajor<T, 2, W>;
   for_each_tile(pixels, scratch, kShortRun, [&](auto part, auto tile, int64_t) {
     if (tile.singly) {
-      with_rows<ByPixel>(part, tile,
-                         [&](auto rows) { ByPixel::add_sums_singly(rows, tile, counts, sums); });
+      with_rows<W>(part, tile,
+                   [&](auto rows) { ByPixel::add_sums_singly(rows, tile, counts, sums); });
       return;
     }
-    for_each_run(tile, [&](Run run) { counts[run.slot] += run.end - run.begin; });
+    for_each_run(tile, [&](int64_t, Run run) { counts[run.slot] += run.end - run.begin; });
     if (by_channel(part, tile, kLongRun)) {
-      ByChannel::add_sums(part, tile, sums);
+      sum_channels(part, tile);
+      add_channel_sums<T, W>(tile, sums);
     } else if (by_channel(part, tile, long_run_of<W>(pixels))) {
-      with_channels<W>(part.channels, [&](auto channels) {
-        ByChannel::template add_sums_of_blocks<channels()>(part, tile, sums);
+      with_channels<T, W>(part.channels, [&](auto channels) {
+        ChannelsInRegisters<scalar_t, 2, channels()>::add_sums(part, tile, sums);
       });
     } else {
-      with_rows<ByPixel>(part, tile, [&](auto rows) {
-        for_each_run(tile,
-                     [&](Run run) { ByPixel::add_sums(rows, run, sums + run.slot * tile.padded); });
-      });
+      with_rows<W>(part, tile, [&](auto rows) { ByPixel::add_sums(rows, tile, sums); });
     }
   });
-}
-
-// squares += sum over the run of h_i^2; returns whether any pixel is outside its margin. The square
-// of a small hinge may be 0.
-template <typename T>
-DISCLOSS_INLINE bool add_squares(Tile<T> tile, Run run, double* squares) {
-  const double sum = sum_over_run(tile.squares, run);
-  squares[run.slot] += sum;
-  return sum != 0 || sum_over_run(tile.scales, run) != 0;
 }
 
 // Pass 2.
 template <typename scalar_t, int kNorm, int W>
 void add_pull(const Pixels<scalar_t>& pixels, const Scratch<accumulate_t<scalar_t>>& scratch,
               const accumulate_t<scalar_t>* means, accumulate_t<scalar_t> delta_var,
-              double* squares, double* pull) {
-  using ByChannel = ChannelMajor<scalar_t, kNorm, W>;
-  using ByPixel = PixelMajor<scalar_t, kNorm, W>;
+              const HingeSums& sums) {
+  using T = accumulate_t<scalar_t>;
+  using ByPixel = PixelMajor<T, kNorm, W>;
   const int64_t long_run = long_run_of<W>(pixels);
   for_each_tile(pixels, scratch, long_run, [&](auto part, auto tile, int64_t) {
     if (by_channel(part, tile, long_run)) {
-      const bool done = with_channels<W>(part.channels, [&](auto channels) {
-        ByChannel::template add_pull<channels()>(part, tile, means, delta_var, squares, pull);
+      const bool done = with_channels<T, W>(part.channels, [&](auto channels) {
+        ChannelsInRegisters<scalar_t, kNorm, channels()>::add_pull(part, tile, means, delta_var,
+                                                                   sums);
       });
-      if (done) {
-        return;
+      if (!done) {
+        load_and_find_hinges<scalar_t, kNorm>(part, tile, means, delta_var);
+        add_pull_by_channel<T, kNorm, W>(tile, means, sums);
       }
-      ByChannel::load_and_find_hinges(part, tile, means, delta_var);
-      for_each_run(tile, [&](Run run) {
-        const int64_t table = run.slot * tile.padded;
-        if (add_squares(tile, run, squares)) {
-          ByChannel::add_pull(tile, run, means + table, pull + table);
-        }
-      });
-    } else {
-      with_rows<ByPixel>(part, tile, [&](auto rows) {
-        ByPixel::find_hinges(rows, tile, means, delta_var);
-        if (tile.singly) {
-          ByPixel::add_pull_singly(rows, tile, means, squares, pull);
-          return;
-        }
-        for_each_run(tile, [&](Run run) {
-          const int64_t table = run.slot * tile.padded;
-          if (add_squares(tile, run, squares)) {
-            ByPixel::add_pull(rows, tile, run, means + table, pull + table);
-          }
-        });
-      });
+      return;
     }
+    with_rows<W>(part, tile, [&](auto rows) {
+      ByPixel::find_hinges(rows, tile, means, delta_var);
+      if (tile.singly) {
+        ByPixel::add_pull_singly(rows, tile, means, sums);
+      } else {
+        ByPixel::add_pull(rows, tile, means, sums);
+      }
+    });
   });
 }
 
-// The gradient of a tile, pixel-major.
-template <typename ByPixel, typename RowsT, typename T, typename GradientRowsT>
-DISCLOSS_INLINE void write_rows(RowsT rows, Tile<T> tile, GradientTables<T> tables, T delta,
-                                GradientRowsT gradient) {
-  if constexpr (RowsT::kOneVector) {
-    if (tile.singly) {
-      ByPixel::write_gradient_singly(rows, tile, tables, delta, gradient);
+// The gradient of a tile whose channels are rows, in memory too.
+template <int kNorm, int W, typename scalar_t, typename T>
+DISCLOSS_INLINE void write_channels(Pixels<scalar_t> pixels, Tile<T> tile,
+                                    const GradientTables<T>& tables, T delta,
+                                    GradientPixels<scalar_t> out, bool backwards) {
+  const bool done = with_channels<T, W>(pixels.channels, [&](auto channels) {
+    ChannelsInRegisters<scalar_t, kNorm, channels()>::write_gradient(pixels, tile, tables, delta,
+                                                                     out, backwards);
+  });
+  if (!done) {
+    load_and_find_hinges<scalar_t, kNorm>(pixels, tile, tables.means, delta);
+    write_gradient_by_channel<scalar_t, kNorm>(tile, tables, out);
+  }
+}
+
+// The gradient of a tile whose pixels are rows, in memory too.
+template <int kNorm, int W, typename scalar_t, typename T>
+DISCLOSS_INLINE void write_rows(Pixels<scalar_t> pixels, Tile<T> tile,
+                                const GradientTables<T>& tables, T delta,
+                                GradientPixels<scalar_t> out) {
+  using ByPixel = PixelMajor<T, kNorm, W>;
+  const GradientRows<scalar_t, true> whole = {out.gradient, out.pixel_stride, pixels.channels};
+  if (pixels.channels == W) {
+    ByPixel::find_and_write_gradient(rows_of_memory<true>(pixels), tile, tables, delta, whole);
+    return;
+  }
+  const auto rows = rows_of_memory<false>(pixels);
+  if constexpr (takes<T, W>(2 * W)) {
+    if (pixels.channels % W == 0) {
+      ByPixel::find_and_write_gradient(rows, tile, tables, delta, whole);
       return;
     }
   }
-  ByPixel::find_hinges(rows, tile, tables.means, delta);
-  const auto write = [=](Run run) __attribute__((always_inline)) {
-    if (run.slot < 0) {
-      ByPixel::clear(run, gradient);
-    } else {
-      const int64_t table = run.slot * tile.padded;
-      ByPixel::write_gradient(rows, tile, run, tables.means + table, tables.shared + table,
-                              tables.factors[run.slot], gradient);
-    }
-  };
-  if (tile.singly) {
-    for (int32_t i = 0; i < tile.pixels; ++i) {
-      write(Run{i, i + 1, tile.slots[i]});
-    }
+  const GradientRows<scalar_t, false> cut = {out.gradient, out.pixel_stride, pixels.channels};
+  ByPixel::find_and_write_gradient(rows, tile, tables, delta, cut);
+}
+
+// The gradient of a tile by way of its rows, however embeddings and gradient lie in memory.
+template <int kNorm, int W, typename scalar_t, typename T>
+DISCLOSS_INLINE void write_by_tile(Pixels<scalar_t> pixels, Tile<T> tile,
+                                   const GradientTables<T>& tables, T delta,
+                                   GradientPixels<scalar_t> out) {
+  if (pixels.pixel_stride == 1) {
+    load_transposed<W>(pixels, tile);
   } else {
-    for (int64_t r = 0; r < tile.run_count; ++r) {
-      write(tile.runs[r]);
-    }
+    load_rows<W>(pixels, tile);
+  }
+  with_rows_of_tile<W>(tile, [&](auto rows) {
+    const GradientRows<T, true> gradient = {tile.values, tile.padded, tile.channels};
+    PixelMajor<T, kNorm, W>::find_and_write_gradient(rows, tile, tables, delta, gradient);
+  });
+  if (out.pixel_stride == 1) {
+    store_transposed<W>(tile, out);
+  } else {
+    store_rows<W>(tile, out);
   }
 }
 
@@ -238,39 +254,18 @@ void write_gradient(const Pixels<scalar_t>& pixels,
                     accumulate_t<scalar_t> delta_var,
                     const Scratch<accumulate_t<scalar_t>>& scratch,
                     const GradientPixels<scalar_t>& gradient) {
-  using ByChannel = ChannelMajor<scalar_t, kNorm, W>;
-  using ByPixel = PixelMajor<scalar_t, kNorm, W>;
   const bool to_channels = gradient.pixel_stride == 1;
-  const bool backwards = ByChannel::better_backwards(pixels, gradient.gradient);
+  const bool backwards = better_backwards(pixels, gradient.gradient);
   for_each_tile(pixels, scratch, kLongRunOfGradient, [&](auto part, auto tile, int64_t begin) {
     GradientPixels<scalar_t> out = gradient;
     out.gradient += begin * gradient.pixel_stride;
     if (to_channels && by_channel(part, tile, kLongRunOfGradient)) {
-      const bool done = with_channels<W>(part.channels, [&](auto channels) {
-        ByChannel::template write_gradient<channels()>(part, tile, tables, delta_var, out,
-                                                       backwards);
-      });
-      if (done) {
-        return;
-      }
-      ByChannel::load_and_find_hinges(part, tile, tables.means, delta_var);
-      ByChannel::write_gradient(tile, tables, out);
-      return;
+      write_channels<kNorm, W>(part, tile, tables, delta_var, out, backwards);
+    } else if (!to_channels && part.pixel_stride != 1) {
+      write_rows<kNorm, W>(part, tile, tables, delta_var, out);
+    } else {
+      write_by_tile<kNorm, W>(part, tile, tables, delta_var, out);
     }
-    with_rows<ByPixel>(part, tile, [&](auto rows) {
-      if (to_channels) {
-        write_rows<ByPixel>(rows, tile, tables, delta_var, ByPixel::gradient_of_tile(tile));
-        ByPixel::store_transposed(tile, out);
-      } else if (part.channels % W == 0) {
-        write_rows<ByPixel>(
-            rows, tile, tables, delta_var,
-            GradientRows<scalar_t, true>{out.gradient, out.pixel_stride, part.channels});
-      } else {
-        write_rows<ByPixel>(
-            rows, tile, tables, delta_var,
-            GradientRows<scalar_t, false>{out.gradient, out.pixel_stride, part.channels});
-      }
-    });
   });
 }
 

@@ -46,7 +46,8 @@ struct Push {
   // norms = |v| of the others from b on. Returns whether any of them may be within the margin; only
   // then are they more than sums.
   DISCLOSS_INLINE bool find_norms(int64_t b, const T* mean, P (&norms)[kVectors]) const {
-    // A little more than rounding.
+    // What is compared is the sum whose root is taken, so that only the roundings of this bound and
+    // of the root lie between, 4 x 2^-24 of it in all.
     const T bound = kNorm == 2 ? delta * delta * T(1.00001) : delta;
 #pragma GCC unroll 4
     for (int j = 0; j < kVectors; ++j) {
@@ -142,7 +143,7 @@ struct Push {
 // Of the means first <= a < last.
 template <typename T, int kNorm>
 void add_push(const Means<T>& means, int64_t first, int64_t last, const Scratch<T>& scratch,
-              T delta, double* squares, double* push) {
+              T delta, const HingeSums& sums) {
   const int64_t padded = padded_channels(means.channels);
   const int64_t step = tile_pixels(means.channels);
   for (int64_t begin = 0; begin < means.count; begin += step) {
@@ -153,7 +154,8 @@ void add_push(const Means<T>& means, int64_t first, int64_t last, const Scratch<
                                  delta};
     tile.load_others(means.by_channel + begin, means.count);
     for (int64_t a = first; a < last; ++a) {
-      tile.add(means.by_instance + a * padded, a - begin, squares + a, push + a * padded);
+      tile.add(means.by_instance + a * padded, a - begin, sums.squares + a,
+               sums.directions + a * padded);
     }
   }
 }

@@ -32,10 +32,18 @@ struct Tile {
 // Channels-first memory is read and written in short pieces of D far rows, which no hardware
 // prefetcher follows; so what comes this much later is asked for, into the L2 cache.
 constexpr int64_t kPixelsAhead = 64;
+constexpr int64_t kTileAhead = 256;  // a tile of 16 channels
 
 DISCLOSS_INLINE void prefetch(const void* address) {
   constexpr int kIntoL2 = 2;
   __builtin_prefetch(address, 0, kIntoL2);
+}
+
+// W elements; what comes `ahead` of them is asked for.
+template <int W, typename scalar_t>
+DISCLOSS_INLINE auto load_ahead(const scalar_t* from, int64_t ahead) {
+  prefetch(from + ahead);
+  return load<W>(from);
 }
 
 // Bit j is set where the slot of pixel i + j is not that of the one before, j < 64 and i + j <
@@ -57,7 +65,7 @@ DISCLOSS_INLINE uint64_t changes(const int32_t* slots, int64_t i, int64_t pixels
 }
 
 // The number of runs in slots [pixels].
-DISCLOSS_INLINE int64_t count_runs(const int32_t* slots, int64_t pixels) {
+DISCLOSS_OUTLINE inline int64_t count_runs(const int32_t* slots, int64_t pixels) {
   constexpr int W = kLanes<int32_t>;
   using P = Pack<int32_t, W>;
   P ends(0);
@@ -73,7 +81,7 @@ DISCLOSS_INLINE int64_t count_runs(const int32_t* slots, int64_t pixels) {
 }
 
 // slots [pixels] -> runs
-DISCLOSS_INLINE void find_runs(const int32_t* slots, int64_t pixels, Run* runs) {
+DISCLOSS_OUTLINE inline void find_runs(const int32_t* slots, int64_t pixels, Run* runs) {
   int32_t begin = 0;
   for (int64_t i = 1; i < pixels; i += 64) {
     for (uint64_t bits = changes(slots, i, pixels); bits != 0; bits &= bits - 1) {
@@ -122,6 +130,26 @@ DISCLOSS_INLINE double sum_over_run(const accscalar_t* values, Run run) {
     total += static_cast<double>(sum_of_lanes(sum));
   }
   return total;
+}
+
+// Calls body(its number, run) for the runs that are not ignored.
+template <typename T, typename Body>
+DISCLOSS_INLINE void for_each_run(Tile<T> tile, const Body& body) {
+  for (int64_t r = 0; r < tile.run_count; ++r) {
+    const Run run = tile.runs[r];
+    if (run.slot >= 0) {
+      body(r, run);
+    }
+  }
+}
+
+// *total += sum over the run of h_i^2; returns whether any pixel is outside its margin. The square
+// of a small hinge may be 0. squares, scales: of the tile
+template <typename T>
+DISCLOSS_OUTLINE bool add_squares(const T* squares, const T* scales, Run run, double* total) {
+  const double sum = sum_over_run(squares, run);
+  *total += sum;
+  return sum != 0 || sum_over_run(scales, run) != 0;
 }
 
 // The hinge of W pixels from the sums of their norms.
