@@ -3,8 +3,11 @@
 nvcc compiles only sources without torch headers, and its runtime is linked statically. So the
 CUDA backend builds beside any build of torch, and the module imports wherever that torch does.
 
-Environment: ``FORCE_CUDA=1`` makes a missing nvcc an error, ``FORCE_CUDA=0`` leaves CUDA out;
-``TORCH_CUDA_ARCH_LIST`` (as in "8.0;9.0+PTX"), ``MAX_JOBS``, ``CXXFLAGS`` and
+Beside a torch without CUDA, which can make no CUDA tensor, the CUDA backend is left out unless it
+is asked for by either of the first two variables.
+
+Environment: ``FORCE_CUDA=1`` asks for CUDA and makes a missing nvcc an error, ``FORCE_CUDA=0``
+leaves CUDA out; ``TORCH_CUDA_ARCH_LIST`` (as in "8.0;9.0+PTX"), ``MAX_JOBS``, ``CXXFLAGS`` and
 ``NVCC_APPEND_FLAGS`` mean what they mean elsewhere; objects for other ``NVCC_APPEND_FLAGS`` are
 kept apart, so that builds with other macros do not undo each other.
 """
@@ -32,6 +35,7 @@ except ModuleNotFoundError as error:
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT))
 from build_tools.nvcc import NvccNotFoundError, Toolkit, find_toolkit  # noqa: E402
+from build_tools.progress import compiling, say  # noqa: E402
 
 DEFAULT_ARCHITECTURES = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
 NVCC_FLAGS = ["-O3", "-lineinfo", "-Xcompiler=-fPIC,-Wall,-Wextra"]
@@ -49,6 +53,13 @@ def cuda_toolkit() -> Toolkit | None:
     """The toolkit to build the CUDA backend with, or None to leave it out."""
     force = os.environ.get("FORCE_CUDA", "")
     if force == "0":
+        return None
+    if torch.version.cuda is None and not (force or os.environ.get("TORCH_CUDA_ARCH_LIST")):
+        print(
+            "discloss_cuda: building without the CUDA backend: this torch has no CUDA; "
+            "FORCE_CUDA=1 or TORCH_CUDA_ARCH_LIST builds it for one that has",
+            file=sys.stderr,
+        )
         return None
     try:
         return find_toolkit()
@@ -93,17 +104,21 @@ def kernel_objects(build: str) -> Path:
 def compile_kernels(toolkit: Toolkit, directory: Path) -> list[str]:
     """Objects of csrc/*/cuda/*.cu, compiled by ninja where a source, header or flag has changed."""
     jobs = os.environ.get("MAX_JOBS", str(os.cpu_count()))
-    targets = gencode_flags(cuda_architectures(toolkit))
+    architectures = cuda_architectures(toolkit)
+    targets = gencode_flags(architectures)
     command = [str(toolkit.nvcc), *NVCC_FLAGS, f"-I{ROOT / 'csrc'}", *targets, f"--threads={jobs}"]
     lines = [NVCC_RULE.format(command=shlex.join(command).replace("$", "$$"))]
     objects = []
-    for source in sorted(ROOT.glob("csrc/*/cuda/*.cu")):
+    sources = sorted(ROOT.glob("csrc/*/cuda/*.cu"))
+    for source in sources:
         objects.append(str(directory / f"{source.name}.o"))
         output, origin = (re.sub(r"([$: ])", r"$\1", path) for path in (objects[-1], str(source)))
         lines.append(f"build {output}: nvcc {origin}")
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "build.ninja").write_text("\n".join(lines) + "\n")
-    subprocess.run(["ninja", "-j", jobs, "-C", str(directory)], check=True)
+    say(f"{len(sources)} CUDA sources to bring up to date for {' '.join(architectures)}")
+    with compiling(directory, [str(source.relative_to(ROOT)) for source in sources]):
+        subprocess.run(["ninja", "-j", jobs, "-C", str(directory)], check=True)
     return objects
 
 
@@ -145,7 +160,10 @@ class BuildModule(BuildExtension):
     def build_extension(self, ext: CppExtension) -> None:
         if toolkit := cuda_toolkit():
             ext.extra_objects = compile_kernels(toolkit, kernel_objects(self.build_temp))
-        super().build_extension(ext)
+        backends = "CPU and CUDA" if toolkit else "CPU"
+        say(f"{len(ext.sources)} C++ sources to bring up to date for {backends}")
+        with compiling(Path(self.build_temp), ext.sources):
+            super().build_extension(ext)
 
 
 if __name__ == "__main__":

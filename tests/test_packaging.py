@@ -24,7 +24,7 @@ import pytest
 import torch
 
 import discloss_cuda
-from build_tools import nvcc
+from build_tools import nvcc, progress
 from discloss_cuda import _C, _ops
 from discloss_cuda.__main__ import facts
 
@@ -288,6 +288,31 @@ def test_other_flags_have_objects_of_their_own(
     assert setup_script.kernel_objects("build/x") == folders[0]
 
 
+def test_cuda_beside_a_torch_without_it_is_built_where_asked_for(
+    toolkit: nvcc.Toolkit,
+    setup_script: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def found(torch_cuda: str | None, **variables: str) -> nvcc.Toolkit | None:
+        for name in ("FORCE_CUDA", "TORCH_CUDA_ARCH_LIST"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(torch.version, "cuda", torch_cuda)
+        setup_script.cuda_toolkit.cache_clear()
+        return setup_script.cuda_toolkit()
+
+    assert found("13.0") == toolkit
+    assert "without" not in capsys.readouterr().err
+    assert found(None) is None
+    assert "building without the CUDA backend: this torch has no CUDA" in capsys.readouterr().err
+    assert found(None, FORCE_CUDA="1") == toolkit
+    assert found(None, TORCH_CUDA_ARCH_LIST="8.0") == toolkit
+    assert found(None, TORCH_CUDA_ARCH_LIST="8.0", FORCE_CUDA="0") is None
+    assert found("13.0", FORCE_CUDA="0") is None
+
+
 def test_unknown_architecture(setup_script: ModuleType) -> None:
     with pytest.raises(SystemExit, match=r"TORCH_CUDA_ARCH_LIST: expected .*, got 'Hopper'"):
         setup_script.gencode_flags(["Hopper"])
@@ -316,6 +341,7 @@ def test_cuda_is_optional(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.delenv("FORCE_CUDA", raising=False)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
     assert setup_script.cuda_toolkit() is None
     assert "building without the CUDA backend: found no CUDA toolkit" in capsys.readouterr().err
 
@@ -334,6 +360,48 @@ def test_torch_is_missing(tmp_path: Path) -> None:
     assert result.returncode != 0
     assert "No module named 'torch'" in result.stderr
     assert "Install torch, then: pip install ." in result.stderr
+
+
+# --- progress -------------------------------------------------------------------------------------
+
+LOG = "# ninja log v7\n"
+OLD = "0\t1900\t17\tbuild/bindings.o\tab\n"
+
+
+def test_says_what_has_been_compiled(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / ".ninja_log"
+    log.write_text(LOG + OLD)
+    monkeypatch.setattr(progress, "TERMINAL", tmp_path / "terminal")
+    with progress.compiling(tmp_path, ["csrc/bindings.cpp", "csrc/loss/cpu/push.cpp"], seconds=60):
+        # Rewritten, as ninja does now and then, with one more entry and the beginning of another.
+        log.write_text(LOG + OLD + "5\t2505\t18\tbuild/push.o\tcd\n" + "7\t90")
+    assert capsys.readouterr().err == "discloss_cuda: compiled csrc/loss/cpu/push.cpp in 2 s\n"
+    assert not (tmp_path / "terminal").exists()
+
+
+def test_nothing_compiled_is_nothing_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ZeroDivisionError), progress.compiling(tmp_path, ["csrc/a.cpp"]):
+        raise ZeroDivisionError
+    assert capsys.readouterr().err == ""
+
+
+def test_a_front_end_does_not_hide_progress(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """pip keeps stderr to itself; where there is no terminal, nothing else happens."""
+    backend = ModuleType("backend")
+    backend.__file__ = str(ROOT / "build_tools" / "backend.py")
+    monkeypatch.setitem(sys.modules, "backend", backend)
+    monkeypatch.setattr(progress, "TERMINAL", tmp_path / "terminal")
+    progress.say("half done")
+    assert (tmp_path / "terminal").read_text() == "\r\033[Kdiscloss_cuda: half done\n"
+    monkeypatch.setattr(progress, "TERMINAL", tmp_path / "missing" / "terminal")
+    progress.say("done")
+    assert capsys.readouterr().err == "discloss_cuda: half done\ndiscloss_cuda: done\n"
 
 
 # --- build isolation ------------------------------------------------------------------------------
