@@ -1,32 +1,14 @@
 // The kernels for x86-64 processors with AVX2.
 #if defined(__x86_64__)
 
-// Headers that other files share come first, so that none of their functions is compiled for
-// AVX2.
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <type_traits>
-#include <utility>
-
+// clang-format off: the order matters
 #include "kernels.h"
 
-#define DISCLOSS_CPU_TARGET avx2
-#define DISCLOSS_CPU_VECTOR_BYTES 32
-
-#ifdef __clang__
-#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx2,fma")
-#endif
+#include "common/cpu/begin_avx2.h"
 
 #include "kernel_table.h"
 
-#ifdef __clang__
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+#include "common/cpu/end_instruction_set.h"
+// clang-format on
 
 #endif
