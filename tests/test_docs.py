@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import doctest
+import json
+import os
 import re
+import subprocess
+import sys
+from html.parser import HTMLParser
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -45,12 +51,17 @@ def test_public_functions_have_examples() -> None:
     assert shown >= {"DiscriminativeLoss", "discriminative_loss", "discriminative_loss_packed"}
 
 
-def test_readme_examples() -> None:
+WITH_CODE = [page for page in PAGES if code_blocks(page).strip()]
+
+
+def test_the_pages_for_users_have_code() -> None:
+    assert {ROOT / "README.md", ROOT / "docs" / "use.md"} <= set(WITH_CODE)
+
+
+@pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: page.stem)
+def test_code_of_a_page(page: Path) -> None:
     """Blocks marked ``python`` run one after the other, as one program."""
-    readme = ROOT / "README.md"
-    source = code_blocks(readme)
-    assert source.strip(), "expected python blocks in README.md, got none"
-    exec(compile(source, str(readme), "exec"), {"__name__": "readme"})
+    exec(compile(code_blocks(page), str(page), "exec"), {"__name__": page.stem})
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -76,3 +87,108 @@ def test_tests_named_in_tables_exist() -> None:
             source = ROOT / "tests" / file
             assert source.exists(), row
             assert f"def {test}(" in source.read_text(), row
+
+
+# --- figures ---
+
+
+def measured() -> dict[tuple[str, str], dict[str, Any]]:
+    """All committed results, by workload and dtype."""
+    files = sorted((ROOT / "benchmarks" / "results").glob("*-cores-*.json"))
+    records = [record for file in files for record in json.loads(file.read_text())["results"]]
+    return {(record["workload"], record["dtype"]): record for record in records}
+
+
+def rounded(milliseconds: float) -> str:
+    return f"{milliseconds:.2f}" if milliseconds < 1 else f"{milliseconds:.1f}"
+
+
+def times_faster(record: dict[str, Any], group: str) -> str:
+    ratio = record["speedups"].get(group)
+    return "-" if ratio is None else f"{ratio:.0f}x" if ratio >= 10 else f"{ratio:.1f}x"
+
+
+def full_row(record: dict[str, Any]) -> str:
+    ours, both = record["rows"][0], record["rows"][0]["both"]
+    median, low, high = (rounded(both[f"{part}_ms"]) for part in ("median", "q20", "q80"))
+    cells = [
+        f"`{record['workload']}` {record['shape']}",
+        record["dtype"],
+        record["instances"],
+        f"{median} ({low}-{high})",
+        *(f"{both[unit]:.1f}" for unit in ("copies", "clones")),
+        *(times_faster(record, group) for group in ("torch.compile", "eager", "reference")),
+        f"{ours['peak_bytes'] / record['embedding_bytes']:.2f}",
+    ]
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def short_row(record: dict[str, Any]) -> str:
+    ours, both = record["rows"][0], record["rows"][0]["both"]
+    cells = [
+        f"`{record['workload']}` {record['shape']} K{record['instances']}",
+        rounded(both["median_ms"]),
+        f"{both['copies']:.1f}",
+        *(times_faster(record, group) for group in ("torch.compile", "eager")),
+        f"{ours['peak_bytes'] / record['embedding_bytes']:.2f}",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def rows_of(page: Path, names: set[str]) -> list[str]:
+    """The rows of a page's tables that begin with the name of a workload and its shape."""
+    lines = page.read_text().splitlines()
+    return [line for line in lines if re.match(rf"\| `({'|'.join(names)})` \[", line)]
+
+
+def test_figures_are_those_of_the_committed_results() -> None:
+    records = measured()
+    names = {workload for workload, _ in records}
+    every = rows_of(ROOT / "docs" / "performance.md", names)
+    assert sorted(every) == sorted(map(full_row, records.values()))
+    float32 = {short_row(record) for (_, dtype), record in records.items() if dtype == "float32"}
+    shown = rows_of(ROOT / "README.md", names)
+    assert len(shown) == 6
+    assert set(shown) <= float32
+
+
+@pytest.mark.parametrize(("page", "most"), [("README.md", 120), ("docs/design.md", 250)])
+def test_a_page_stays_short(page: str, most: int) -> None:
+    assert len((ROOT / page).read_text().splitlines()) <= most
+
+
+# --- the site ---
+
+
+class Loaded(HTMLParser):
+    """Addresses that a browser loads to show a page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.addresses: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        is_link = tag == "link" and given.get("rel") in ("stylesheet", "icon", "preload")
+        address = given.get("href") if is_link else given.get("src") if tag != "a" else None
+        if address is not None:
+            self.addresses.append(address)
+
+
+def test_the_site_is_complete_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "NO_MKDOCS_2_WARNING": "1"}
+    built = subprocess.run([*command, str(tmp_path)], cwd=ROOT, env=environment, text=True)
+    assert built.returncode == 0
+    for page in ("index", "install", "use", "api", "design", "performance", "testing"):
+        html = (tmp_path / f"{page}.html").read_text()
+        loaded = Loaded()
+        loaded.feed(html)
+        assert any(address.endswith(".css") for address in loaded.addresses), page
+        assert [address for address in loaded.addresses if "//" in address] == [], page
+        assert 'class="mermaid"' not in html, "the theme loads mermaid from elsewhere"
+    documented = (tmp_path / "api.html").read_text()
+    public = [name for name in discloss_cuda.__all__ if name != "reference"]
+    missing = [name for name in public if f'id="discloss_cuda.{name}"' not in documented]
+    assert missing == []
