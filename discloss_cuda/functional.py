@@ -70,16 +70,13 @@ def discriminative_loss(
     De Brabandere, Neven, Van Gool, "Semantic Instance Segmentation with a Discriminative Loss
     Function", arXiv 1708.02551, eq. 1-4; over a clip it is the loss of Hu et al., "Learning a
     Spatio-Temporal Embedding for Video Instance Segmentation", arXiv 1912.08969. For an image of
-    K instances, with :math:`\mu_k` the mean embedding of the :math:`N_k` pixels of instance k,
+    K instances, with ``mu_k`` the mean embedding of the ``N_k`` pixels of instance k and
+    ``[t]_+ = max(t, 0)``,
 
-    .. math::
-
-        L_{var} &= \frac1K \sum_k \frac1{N_k} \sum_{i \in k}
-            \left[\, |x_i - \mu_k| - \delta_{var} \right]_+^2 \\
-        L_{dist} &= \frac1{K(K-1)} \sum_{a \ne b}
-            \left[\, 2 \delta_{dist} - |\mu_a - \mu_b| \right]_+^2 \\
-        L_{reg} &= \frac1K \sum_k |\mu_k| \\
-        L &= \alpha L_{var} + \beta L_{dist} + \gamma L_{reg}
+        L_var  = 1/K  sum_k 1/N_k sum_{i in k} [ |x_i - mu_k| - delta_var ]_+^2
+        L_dist = 1/(K(K-1)) sum_{a != b} [ 2 delta_dist - |mu_a - mu_b| ]_+^2
+        L_reg  = 1/K  sum_k |mu_k|
+        L      = alpha L_var + beta L_dist + gamma L_reg
 
     An image without instances has loss 0 and gradient 0, and still counts in the mean.
 
