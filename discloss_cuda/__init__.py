@@ -14,7 +14,7 @@ except ImportError as error:
         "again."
     ) from error
 
-from . import reference
+from . import metrics, reference
 from ._ops import DiscriminativeLossFunction
 from .functional import discriminative_loss, discriminative_loss_packed
 from .module import DiscriminativeLoss
@@ -28,5 +28,6 @@ __all__ = [
     "DiscriminativeLossTerms",
     "discriminative_loss",
     "discriminative_loss_packed",
+    "metrics",
     "reference",
 ]

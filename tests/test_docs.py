@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 
 import discloss_cuda
-from discloss_cuda import _ops, functional, module, reference, terms
+from discloss_cuda import _ops, functional, metrics, module, reference, terms
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/**/*.md")]
-MODULES = (discloss_cuda, _ops, functional, module, reference, terms)
+MODULES = (discloss_cuda, _ops, functional, metrics, module, reference, terms)
 
 
 def examples(modules: tuple[ModuleType, ...]) -> list[doctest.DocTest]:
