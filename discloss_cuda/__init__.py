@@ -15,6 +15,7 @@ except ImportError as error:
     ) from error
 
 from . import metrics, reference
+from ._clustering_options import Clusters
 from ._ops import DiscriminativeLossFunction
 from .functional import discriminative_loss, discriminative_loss_packed
 from .module import DiscriminativeLoss
@@ -23,6 +24,7 @@ from .terms import DiscriminativeLossTerms
 __version__ = "0.1.0"
 
 __all__ = [
+    "Clusters",
     "DiscriminativeLoss",
     "DiscriminativeLossFunction",
     "DiscriminativeLossTerms",
