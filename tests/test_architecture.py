@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from support.nvcc import ROOT
+from support import ROOT
 
 OPS = {"loss", "clustering"}
 

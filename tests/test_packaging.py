@@ -22,13 +22,13 @@ from types import ModuleType
 
 import pytest
 import torch
+from support import ROOT
 
 import discloss_cuda
 from build_tools import nvcc, progress
 from discloss_cuda import _C, _ops
 from discloss_cuda.__main__ import facts
 
-ROOT = Path(__file__).resolve().parents[1]
 OPS = ("forward", "backward", "count_instances", "batch_offsets")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.budget import HALF
 from support.ranks import join, spawn
 from torch import Tensor, nn
 
@@ -16,8 +17,6 @@ from discloss_cuda import DiscriminativeLoss, discriminative_loss, reference
 
 # torch.compile imports parts of torch that torch itself has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
-
-HALF = (torch.float16, torch.bfloat16)
 
 
 def network(dtype: torch.dtype = torch.float32) -> nn.Module:

@@ -21,7 +21,7 @@ import ctypes
 import functools
 from pathlib import Path
 
-from support.nvcc import ROOT
+from support import ROOT
 
 from .build import HERE, Source, build, emulator_sources, kernel_source
 

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from support.nvcc import ROOT, require_toolkit
+from support import ROOT
+from support.nvcc import require_toolkit
 
 HERE = Path(__file__).resolve().parent
 BUILD = ROOT / "build" / "emulator"

@@ -9,14 +9,15 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-DATA = Path(__file__).resolve().parents[2] / "benchmarks" / "data"
+from . import ROOT
+
+DATA = ROOT / "benchmarks" / "data"
 
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 

@@ -18,7 +18,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from .nvcc import ROOT, require_toolkit
+from . import ROOT
+from .nvcc import require_toolkit
 
 FOLDERS = "csrc/*/cuda"
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from build_tools.nvcc import NvccNotFoundError, Toolkit, find_toolkit
 
-ROOT = Path(__file__).resolve().parents[2]
+from . import ROOT
 
 
 def packages() -> list[str]:
