@@ -27,15 +27,17 @@ endif
 
 .PHONY: test test-all bench build mutants docs lint format clean
 
+# What it leaves to test-all stands in tests/support/only_in_test_all.py.
 test: build
-	$(python) -m pytest $(PYTEST_FLAGS)
+	$(python) -m pytest $(PYTEST_FLAGS) --short
 
 bench: build
 	$(python) benchmarks/bench_loss.py --quick
 
-# Without a limit of time: other schedules of the emulated kernels, long runs of the properties, every
-# barrier removed, every seeded bug.
-test-all: test
+# Without a limit of time: all tests, other schedules of the emulated kernels, long runs of the
+# properties, every barrier removed, every seeded bug.
+test-all: build
+	$(python) -m pytest $(PYTEST_FLAGS)
 	for seed in 1 2 3 4 5; do $(python) -m pytest $(PYTEST_FLAGS) -m emulated --seed $$seed || exit 1; done
 	$(python) -m pytest $(PYTEST_FLAGS) tests/test_properties.py --hypothesis-profile long
 	$(python) tests/mutants/barriers.py

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 from support.devices import DEVICES, device_of
+from support.only_in_test_all import ONLY_IN_TEST_ALL, entry_of
 
 torch.set_num_threads(1)
 
@@ -28,24 +29,39 @@ settings.load_profile("usual")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--seed", type=int, default=0, help="of the emulated schedules (default: 0)")
+    parser.addoption(
+        "--short", action="store_true", help="without what support/only_in_test_all.py lists"
+    )
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
     absent = {name: device.why_not_here() for name, device in DEVICES.items()}
     here = ", ".join(name for name, why in absent.items() if not why)
     not_here = ", ".join(f"{name} ({why})" for name, why in absent.items() if why)
-    return [f"devices: {here}" + (f"; not here: {not_here}" if not_here else "")]
+    lines = [f"devices: {here}" + (f"; not here: {not_here}" if not_here else "")]
+    if config.getoption("--short"):
+        lines.append("left to make test-all (tests/support/only_in_test_all.py):")
+        lines += [f"  {entry}  {reason}" for entry, reason in ONLY_IN_TEST_ALL.items()]
+    return lines
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m looks at the markers
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark the tests of a device as it says, and leave out those of devices that are not here."""
-    kept, left_out = [], []
+    """Mark the tests of a device as it says, and leave out those of devices that are not here and,
+    with --short, those of the list."""
+    kept, left_out, entries = [], [], set()
     for item in items:
         device = device_of(item)
         if device is not None and device.marker:
             item.add_marker(device.marker)
-        (kept if device is None or not device.why_not_here() else left_out).append(item)
+        absent = device is not None and device.why_not_here()
+        entry = entry_of(item.nodeid) if config.getoption("--short") else None
+        entries.add(entry)
+        (left_out if absent or entry else kept).append(item)
+    unused = ONLY_IN_TEST_ALL.keys() - entries
+    everything = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    if config.getoption("--short") and everything and unused:
+        raise pytest.UsageError(f"support/only_in_test_all.py: no test matches {sorted(unused)}")
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = kept

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from support.cases import voronoi_labels
 from torch import Tensor
+
+from .cases import voronoi_labels
 
 
 @dataclass(frozen=True)
