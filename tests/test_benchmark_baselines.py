@@ -48,7 +48,6 @@ def test_every_implementation_is_exact_in_float64(problem: Problem) -> None:
         assert errors.grad < 1e-11, implementation.name
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_compiled_baseline_is_right() -> None:
     torch.compiler.reset()

@@ -163,7 +163,6 @@ def test_gradient_is_new_every_time() -> None:
     assert set(timing.phases(subject)) == set(timing.PHASES)
 
 
-@pytest.mark.slow
 def test_a_call_that_does_nothing() -> None:
     """It goes through the package's own function and gradient, and launches nothing."""
     problem = workloads.build(PROBLEMS["clouds"], torch.float32, "cpu")
@@ -178,7 +177,6 @@ def test_a_call_that_does_nothing() -> None:
     assert not any(name.startswith("discloss_cuda::") for name in called)
 
 
-@pytest.mark.slow
 def test_a_cuda_measurement_beginning_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """On the CPU under stand-ins: what waits is not captured, a failed capture is reported."""
 

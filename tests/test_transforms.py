@@ -430,7 +430,6 @@ def test_exported_backward(device: torch.device) -> None:
         torch.testing.assert_close(ours, parameter.grad)
 
 
-@pytest.mark.slow
 @not_emulated
 def test_aot_inductor_package(device: torch.device, tmp_path: Any) -> None:
     """Compiled to a package ahead of time; what runs it must import discloss_cuda."""
