@@ -131,6 +131,7 @@ def compiled_module(toolkit: Toolkit | None) -> CppExtension:
         "discloss_cuda._C",
         [str(path.relative_to(ROOT)) for path in sources],
         define_macros=[
+            ("AT_PER_OPERATOR_HEADERS", None),  # else some of torch's headers include every op
             ("DISCLOSS_WITH_CUDA", str(int(toolkit is not None))),
             ("DISCLOSS_CUDA_ARCHITECTURES", f'"{" ".join(architectures)}"'),
             ("DISCLOSS_CUDA_VERSION", f'"{toolkit.version if toolkit else ""}"'),

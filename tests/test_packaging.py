@@ -398,7 +398,7 @@ def test_a_front_end_does_not_hide_progress(
     monkeypatch.setitem(sys.modules, "backend", backend)
     monkeypatch.setattr(progress, "TERMINAL", tmp_path / "terminal")
     progress.say("half done")
-    assert (tmp_path / "terminal").read_text() == "\r\033[Kdiscloss_cuda: half done\n"
+    assert (tmp_path / "terminal").read_bytes() == b"\r\033[Kdiscloss_cuda: half done\n"
     monkeypatch.setattr(progress, "TERMINAL", tmp_path / "missing" / "terminal")
     progress.say("done")
     assert capsys.readouterr().err == "discloss_cuda: half done\ndiscloss_cuda: done\n"
