@@ -9,8 +9,17 @@ from __future__ import annotations
 import re
 
 ONLY_IN_TEST_ALL = {
-    r"tests/test_cuda_compiles\.py::test_compiles_to_what_the_design_says\[(?!90\])": (
-        "sm_90 is compiled; the suite runs what was written for all architectures"
+    r"tests/test_cuda_compiles\.py::test_compiles_to_what_the_design_says\[(?!75\]|90\])": (
+        "the oldest architecture and the one that brought clusters stay"
+    ),
+    r"tests/test_cuda_compiles\.py::test_kernels_that_may_come_early_wait_first": (
+        "no build has these launches unless it is asked to; the checks' own tests stay"
+    ),
+    r"tests/test_transforms\.py::test_opcheck\[cuda_emulated": (
+        "on the CPU it stays; schema, fake kernel and autograd are the same for both"
+    ),
+    r"tests/test_gradients\.py::test_grad(grad)?check_of_loss_and_terms\[cuda_emulated-_function": (
+        "the public functions' stay, on the same kernels; and this way to them on the CPU"
     ),
 }
 
