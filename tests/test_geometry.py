@@ -15,6 +15,7 @@ from torch import Tensor
 
 from discloss_cuda import discriminative_loss
 from discloss_cuda.metrics import instance_scores
+from discloss_cuda.reference import cluster_embeddings
 
 DELTA_VAR, DELTA_DIST = 0.5, 1.5
 
@@ -130,3 +131,24 @@ def test_a_threshold_around_any_pixel_gives_the_instances(name: str) -> None:
     scores = instance_scores(found[None], ids[None])
     assert scores.ari.item() == scores.ap.item() == scores.sbd.item() == 1.0
     assert scores.dic.item() == 0
+
+
+@each_map
+@pytest.mark.parametrize("sample", [4096, 512])
+def test_clustering_is_exact(name: str, sample: int) -> None:
+    """Also from a sample of a few of the pixels, and in any order of the pixels."""
+    x, labels = _at_loss_zero(name)
+    order = torch.randperm(labels.numel(), generator=torch.Generator().manual_seed(2))
+    for where in (slice(None), order):
+        embeddings, ids = x.flatten(2)[:, :, where], labels.flatten(1)[:, where]
+        found = cluster_embeddings(
+            embeddings,
+            ids != 0,
+            delta_var=DELTA_VAR,
+            delta_dist=DELTA_DIST,
+            min_size=1,
+            sample=sample,
+        )
+        scores = instance_scores(found, ids)
+        assert scores.ari.item() == scores.ap.item() == scores.sbd.item() == 1.0
+        assert scores.dic.item() == 0
