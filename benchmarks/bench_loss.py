@@ -21,6 +21,7 @@ import torch
 from measuring import aims, exact, figure, memory, report
 from measuring.baselines import COMPILED, COMPILED_QUICK, FORMULATIONS
 from measuring.measure import DTYPES, Settings, measure
+from measuring.progress import ProgressLine
 from measuring.workloads import WORKLOADS, Workload
 
 AUTOMATIC = Path("DATE-machine.json")  # stands for the name that `report.default_file` gives
@@ -52,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         only_ours=options.only_ours,
     )
     print(_preamble(machine, options.quick), flush=True)
-    progress = _Progress()
+    progress = ProgressLine()
     records: list[report.Record] = []
     for workload in chosen:
         for dtype in options.dtypes:
@@ -169,27 +170,6 @@ def _preamble(machine: dict[str, Any], quick: bool) -> str:
     if machine["load"] > machine["cpus"] / 2:
         lines.append("WARNING: the machine is busy with something else: do not trust these times")
     return "\n".join([*lines, ""])
-
-
-class _Progress:
-    """One line on a terminal, rewritten; nothing where standard error is kept."""
-
-    def __init__(self) -> None:
-        self._shown = sys.stderr.isatty()
-        self._about = ""
-
-    def start(self, about: str) -> None:
-        self._about = about
-
-    def __call__(self, text: str) -> None:
-        self._write(f"{self._about}: {text}"[:100])
-
-    def clear(self) -> None:
-        self._write("")
-
-    def _write(self, line: str) -> None:
-        if self._shown:
-            print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
 
 
 def _write(

@@ -15,10 +15,13 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 from .timing import Subject, both
+
+Result = TypeVar("Result")
 
 HOW = {
     "cuda": "max_memory_allocated - memory_allocated",
@@ -70,19 +73,33 @@ def cpu_peak(make: Callable[[], Subject], threads: int) -> int | None:
             return None  # killed for its memory, or not a Linux with glibc
 
 
-def _peak_here(make: Callable[[], Subject], threads: int) -> int:
-    libc = ctypes.CDLL(None)
-    libc.mallopt(M_MMAP_THRESHOLD, MMAP_FROM)
+def _peak_here(make: Callable[[], Subject], threads: int) -> int | None:
+    hand_back_freed_blocks()
     torch.set_num_threads(threads)
     subject = make()
     both(subject)  # compiles, starts threads
     subject.embeddings.grad = None
+    return peak_of(lambda: both(subject))[1]
+
+
+def hand_back_freed_blocks() -> None:
+    """From now on what this process frees is no longer resident, unless it is small."""
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, MMAP_FROM)
+
+
+def peak_of(call: Callable[[], Result]) -> tuple[Result, int | None]:
+    """What a call returns, and by how many bytes resident memory rose while it ran.
+
+    None where that cannot be measured.
+    """
+    if not CLEAR_REFS.exists():
+        return call(), None
     gc.collect()
-    libc.malloc_trim(0)
+    ctypes.CDLL(None).malloc_trim(0)
     CLEAR_REFS.write_text("5")
     before = _number_after("VmRSS:", STATUS)
-    both(subject)
-    return 1024 * max(0, _number_after("VmHWM:", STATUS) - before)
+    result = call()
+    return result, 1024 * max(0, _number_after("VmHWM:", STATUS) - before)
 
 
 def _number_after(word: str, file: Path) -> int:

@@ -120,36 +120,36 @@ def _columns(cuda: bool) -> list[Column]:
 
 def _values(row: Record, record: Record) -> list[str]:
     both, peak = row["both"], row["peak_bytes"]
-    spread = f"{_number(both['q20_ms'])}-{_number(both['q80_ms'])}"
-    copies = [_number(row[phase]["copies"]) for phase in PHASES]
-    memory = "-" if peak is None else _number(peak / 1e6)
+    spread = f"{number(both['q20_ms'])}-{number(both['q80_ms'])}"
+    copies = [number(row[phase]["copies"]) for phase in PHASES]
+    memory = "-" if peak is None else number(peak / 1e6)
     errors = [f"{row['loss_error']:.0e}", f"{row['grad_error']:.0e}"]
     if record["device"] == "cuda":
         graph = row.get("graph", {})
         return [
-            _number(both["median_ms"]),
-            _number(graph.get("median_ms")),
+            number(both["median_ms"]),
+            number(graph.get("median_ms")),
             spread,
             *copies,
-            _number(graph.get("copies")),
-            _number(both["host_ms"]),
-            _number(both.get("host_ratio")),
+            number(graph.get("copies")),
+            number(both["host_ms"]),
+            number(both.get("host_ratio")),
             memory,
-            "-" if peak is None else _number(peak / record["bound_bytes"]),
+            "-" if peak is None else number(peak / record["bound_bytes"]),
             *errors,
         ]
     return [
-        *(_number(row[phase]["median_ms"]) for phase in PHASES),
+        *(number(row[phase]["median_ms"]) for phase in PHASES),
         spread,
         *copies,
-        _number(both["clones"]),
-        _number(both["gb_per_s"]),
+        number(both["clones"]),
+        number(both["gb_per_s"]),
         memory,
         *errors,
     ]
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
     """Three digits or so; a dash for what was not measured."""
     if value is None:
         return "-"
@@ -227,7 +227,7 @@ def summary(records: list[Record]) -> str:
         row = record["rows"][0]
         name = f"{record['workload']} {record['dtype']}"
         if "both" in row:
-            values = (f"{_number(value(record, row)):>{width}}" for _, width, value in SUMMARY)
+            values = (f"{number(value(record, row)):>{width}}" for _, width, value in SUMMARY)
             lines.append("".join([f"{name:28}", *values]))
         else:
             lines.append(f"{name:28}{row['status']}"[:TABLE_WIDTH])
