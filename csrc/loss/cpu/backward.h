@@ -10,6 +10,7 @@
 #include "common/cpu/parts.h"
 #include "kernels.h"
 #include "loss/loss_math.h"
+#include "loss/parameters.h"
 #include "scratch.h"
 
 namespace discloss::cpu {
@@ -21,7 +22,7 @@ struct Weights {
   double gamma;
 };
 
-// What forward saved of one image.
+// What forward saved of one image, and the weights of its terms.
 template <typename accscalar_t>
 struct SavedImage {
   int64_t instances;         // K
@@ -29,6 +30,7 @@ struct SavedImage {
   const accscalar_t* means;  // [K, D]
   const accscalar_t* pull;   // [K, D]
   const accscalar_t* push;   // [K, D]
+  Weights weights;
 };
 
 // The tables behind GradientTables.
@@ -45,7 +47,8 @@ struct GradientTablesMemory {
 
 template <int kNorm, typename accscalar_t>
 GradientTablesMemory<accscalar_t> gradient_tables(const SavedImage<accscalar_t>& saved,
-                                                  const Weights& weights, int64_t channels) {
+                                                  int64_t channels) {
+  const Weights& weights = saved.weights;
   const int64_t padded = padded_channels(channels);
   // One row at least: ignored pixels look there too, to no effect.
   const auto rows = static_cast<size_t>(std::max<int64_t>(saved.instances, 1));
@@ -74,21 +77,21 @@ GradientTablesMemory<accscalar_t> gradient_tables(const SavedImage<accscalar_t>&
   return memory;
 }
 
-// gradient: of image b, laid out by `strides`.
+// gradient: where that of image b begins
 template <typename scalar_t>
 void image_backward(const BatchPixels<scalar_t>& batch, int64_t b, int64_t parts,
-                    const SavedImage<accumulate_t<scalar_t>>& saved, const Weights& weights,
-                    double delta_var, int64_t norm, scalar_t* gradient, const Strides& strides) {
+                    const SavedImage<accumulate_t<scalar_t>>& saved, const Parameters& parameters,
+                    const GradientPixels<scalar_t>& gradient) {
   using accscalar_t = accumulate_t<scalar_t>;
-  const auto memory = norm == 1 ? gradient_tables<1>(saved, weights, batch.channels)
-                                : gradient_tables<2>(saved, weights, batch.channels);
-  const auto& kernels = best_kernels<scalar_t>(norm, batch.channels);
+  const auto memory = parameters.norm == 1 ? gradient_tables<1>(saved, batch.channels)
+                                           : gradient_tables<2>(saved, batch.channels);
+  const auto& kernels = best_kernels<scalar_t>(parameters.norm, batch.channels);
   for_each_part(batch.images.size(b), parts, [&](int64_t, int64_t begin, int64_t end) {
     ScratchMemory<accscalar_t> scratch(batch.channels);
-    const GradientPixels<scalar_t> out = {gradient + begin * strides.pixel, strides.channel,
-                                          strides.pixel};
+    GradientPixels<scalar_t> out = gradient;
+    out.gradient += begin * gradient.pixel_stride;
     kernels.write_gradient(batch.range(b, begin, end), memory.tables(),
-                           static_cast<accscalar_t>(delta_var), scratch.scratch(), out);
+                           static_cast<accscalar_t>(parameters.delta_var), scratch.scratch(), out);
   });
 }
 

@@ -82,18 +82,17 @@ ImageResult<accscalar_t> image_result(ForwardResult& result, int64_t b, int64_t 
 }
 
 template <typename scalar_t>
-void forward_batch(const EmbeddingView& view, const at::Tensor& labels, const Images& images,
-                   const Parameters& parameters, int64_t max_instances,
-                   at::IntArrayRef ignore_labels, ForwardResult& result) {
+void forward_batch(const ForwardInputs& in, const EmbeddingView& view, const at::Tensor& labels,
+                   const Images& images, ForwardResult& result) {
   const BatchPixels<scalar_t> batch(view, images, result.slots);
   int32_t* slots = result.slots.mutable_data_ptr<int32_t>();
   int64_t* instances = result.instances.mutable_data_ptr<int64_t>();
   for_each_image(images, batch.channels, [&](int64_t b, int64_t parts) {
-    const ImageIds ids = image_ids(labels, images, b, parts, ignore_labels, slots);
+    const ImageIds ids = image_ids(labels, images, b, parts, in.ignore_labels, slots);
     instances[b] = ids.instances;
-    if (ids.instances <= max_instances) {
+    if (ids.instances <= in.max_instances.expect_int()) {
       const auto image = image_result<accumulate_t<scalar_t>>(result, b, images.begin(b));
-      ImageForward<scalar_t>(batch, parameters, b, parts, ids, image).run();
+      ImageForward<scalar_t>(batch, in.parameters, b, parts, ids, image).run();
     }
   });
 }
@@ -115,11 +114,9 @@ ForwardTuple forward(const ForwardInputs& in) {
       ForwardResult::allocate(in.embeddings, slots, images.count, max_instances, in.squeeze, zeros);
   const EmbeddingView view = readable_view(in.embeddings, in.offsets.has_value());
   const at::Tensor ids = in.labels.contiguous();
-  AT_DISPATCH_FLOATING_TYPES_AND2(
-      at::kHalf, at::kBFloat16, in.embeddings.scalar_type(), "discloss_cuda::forward", [&] {
-        forward_batch<scalar_t>(view, ids, images, in.parameters, max_instances, in.ignore_labels,
-                                result);
-      });
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, in.embeddings.scalar_type(),
+                                  "discloss_cuda::forward",
+                                  [&] { forward_batch<scalar_t>(in, view, ids, images, result); });
   check_instances(result.instances, max_instances);
   return std::move(result).as_tuple();
 }
@@ -158,10 +155,11 @@ at::Tensor backward(const BackwardInputs& in) {
                                                  in.counts.const_data_ptr<int64_t>() + first,
                                                  in.means.const_data_ptr<accscalar_t>() + table,
                                                  in.pull.const_data_ptr<accscalar_t>() + table,
-                                                 in.push.const_data_ptr<accscalar_t>() + table};
-          const auto weights = upstream_weights<accscalar_t>(in, b);
-          image_backward(batch, b, parts, saved, weights, in.parameters.delta_var,
-                         in.parameters.norm, gradient + images.embedding(b, strides), strides);
+                                                 in.push.const_data_ptr<accscalar_t>() + table,
+                                                 upstream_weights<accscalar_t>(in, b)};
+          const GradientPixels<scalar_t> out = {gradient + images.embedding(b, strides),
+                                                strides.channel, strides.pixel};
+          image_backward(batch, b, parts, saved, in.parameters, out);
         });
       });
   return buffer.finish();
