@@ -1,5 +1,5 @@
-// Kernels for the emulator's own test: right ones, and ones with a mistake that must be reported. One
-// file, since each mistake is a branch of one of them.
+// Kernels for the test of the emulator: right ones, and ones with a mistake that must be reported.
+// One file, since each mistake is a branch of one of them.
 #include "emulator.h"
 
 namespace {
