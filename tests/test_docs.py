@@ -93,10 +93,11 @@ def test_tests_named_in_tables_exist() -> None:
 
 
 def measured() -> dict[tuple[str, str], dict[str, Any]]:
-    """All committed results, by workload and dtype."""
-    files = sorted((ROOT / "benchmarks" / "results").glob("*-cores-*.json"))
+    """All committed results of bench_loss.py on a CPU, by workload and dtype: the newest of each."""
+    files = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
     records = [record for file in files for record in json.loads(file.read_text())["results"]]
-    return {(record["workload"], record["dtype"]): record for record in records}
+    ours = [record for record in records if "speedups" in record and record["device"] == "cpu"]
+    return {(record["workload"], record["dtype"]): record for record in ours}
 
 
 def rounded(milliseconds: float) -> str:
