@@ -93,7 +93,7 @@ def test_tests_named_in_tables_exist() -> None:
 
 
 def measured() -> dict[tuple[str, str], dict[str, Any]]:
-    """All committed results of bench_loss.py on a CPU, by workload and dtype: the newest of each."""
+    """The newest committed result of bench_loss.py on a CPU, by workload and dtype."""
     files = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
     records = [record for file in files for record in json.loads(file.read_text())["results"]]
     ours = [record for record in records if "speedups" in record and record["device"] == "cpu"]
