@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         calls=options.calls,
         seconds=options.seconds,
         give_up=options.give_up,
-        only_ours=options.only_ours,
+        only=tuple(options.only),
         processes=not options.in_process,
     )
     print(_preamble(machine, options.give_up), flush=True)
@@ -71,7 +71,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--quick", action="store_true", help="real embeddings and a small image, fewer calls")
     add("--workload", metavar="NAME", action="append", help="only this one; may hold *, and repeat")
     add("--list", action="store_true", help="name the workloads and stop")
-    add("--only-ours", action="store_true", help="no rival")
+    only = "only these implementations; a name may hold *"
+    add("--only", metavar="NAME", nargs="+", default=["*"], help=only)
     add("--calls", type=int, help="of each, at most; default 15, with --quick 5")
     add("--seconds", type=float, help="after which none is repeated; default 20, with --quick 3")
     add("--give-up", type=float, help="seconds for an implementation; default 900, --quick 60")

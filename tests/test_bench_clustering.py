@@ -219,13 +219,18 @@ def test_plot(tmp_path: Path) -> None:
     assert (tmp_path / "out.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _only(monkeypatch, lambda problem: lambda: torch.zeros_like(problem.labels))
     file = tmp_path / "out.json"
-    options = ["--workload", "tiny", "--calls", "3", "--seconds", "0.01", "--only-ours"]
-    assert bench_clustering.main([*options, "--in-process", "--json", str(file)]) == 0
+    options = ["--workload", "tiny", "--calls", "3", "--seconds", "0.01", "--in-process"]
+    assert bench_clustering.main([*options, "--json", str(file)]) == 0
     found = json.loads(file.read_text())
     assert found["machine"].keys() >= {"date", "commit", "torch", "cpu", "threads"}
-    (row,) = found["results"][0]["rows"]
-    assert (row["name"], row["status"]) == (clustering_report.OURS, "ok")
-    assert row["ap"] > 0.9
-    assert clustering_report.OURS in capsys.readouterr().out
+    ours, rival = found["results"][0]["rows"]
+    assert (ours["ap"], rival["ap"]) == (1.0, 0.0)
+    assert bench_clustering.main([*options, "--only", "riv*"]) == 0
+    table = capsys.readouterr().out.rpartition("tiny: ")[2]
+    assert "rival" in table
+    assert "\nours" not in table

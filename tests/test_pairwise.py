@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import weakref
+from pathlib import Path
 from typing import Any
 
+import bench_pairs
 import numpy as np
 import pytest
 import torch
@@ -181,3 +184,19 @@ def test_both_reach_the_true_partition(loss: str) -> None:
     found = _components(x[0].detach().t(), 1.0)
     same = labels[0][:, None] == labels[0][None]
     assert torch.equal(found[:, None] == found[None], same)
+
+
+def test_benchmark_over_pixels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "out.json"
+    options = ["--pixels", "16", "64", "100000", "--calls", "1", "--limit", "100"]
+    assert bench_pairs.main([*options, "--threads", "1", "--json", str(file)]) == 0
+    ours, pairs = json.loads(file.read_text())["results"]
+    assert [point["pixels"] for point in ours["points"]] == [16, 64, 100_000]
+    assert [point["pixels"] for point in pairs["points"]] == [16, 64], "would take too long"
+    assert "time ~ N^" in capsys.readouterr().out
+
+
+def test_exponent_of_a_time() -> None:
+    points = [{"pixels": n, "median_ms": 3e-4 * n**2} for n in (10, 20, 40, 90, 200)]
+    assert bench_pairs.exponent(points) == pytest.approx(2.0)
+    assert bench_pairs.exponent(points[:1]) is None

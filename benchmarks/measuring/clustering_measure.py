@@ -6,6 +6,7 @@ machine does hits all three alike. A process also gives a peak of memory, and ca
 
 from __future__ import annotations
 
+import fnmatch
 import multiprocessing
 import time
 from collections.abc import Callable
@@ -37,7 +38,7 @@ class Settings:
     calls: int  # of an implementation, at most
     seconds: float  # after which it is not called again
     give_up: float  # seconds after which its process is stopped
-    only_ours: bool = False
+    only: tuple[str, ...] = ("*",)  # patterns of names
     processes: bool = True  # else everything happens in this one; for tests
 
 
@@ -53,8 +54,9 @@ def measure(workload: Workload, settings: Settings, progress: Progress = lambda 
         "embedding_bytes": 4 * problem.embeddings.numel(),
         "rows": [],
     }
-    chosen = implementations()[: 1 if settings.only_ours else None]
-    for implementation in chosen:
+    for implementation in implementations():
+        if not any(fnmatch.fnmatchcase(implementation.name, only) for only in settings.only):
+            continue
         progress(implementation.name)
         row: Record = {"name": implementation.name, "status": "ok"}
         if implementation.missing():

@@ -69,7 +69,7 @@ AIMS = (
         ("k30", rival, "times_ours", "at least", bound)
         for rival, bound in (
             ("sklearn MeanShift 1.5", 1000.0),
-            ("hdbscan 20, 0.5", 1000.0),
+            ("hdbscan 20, epsilon 0.5", 1000.0),
             ("dbscan (Wang) 0.5", 300.0),
             ("authors' loop 1.5", 80.0),
             ("faiss k-means, K given", 12.0),

@@ -53,15 +53,22 @@ def implementations() -> list[Implementation]:
         Implementation(OURS, partial(_ours, fragment=0)),
         Implementation("dense PyTorch", partial(_of_points, lambda x, k: _dense(x))),
         Implementation("reference", _reference),
-        *(_rival(f"authors' loop {b:g}", partial(_authors_loop, bandwidth=b)) for b in (1.0, 1.5)),
+        # Of each rival the setting that is best on real nuclei, or on bars and synthetic images.
+        *(_rival(f"authors' loop {b:g}", partial(_authors_loop, bandwidth=b)) for b in (1.2, 1.5)),
         _rival("faiss k-means, K given", _faiss, "faiss-cpu", "faiss"),
-        _rival("dbscan (Wang) 0.5", _wang, "dbscan", "dbscan", _too_wide),
-        _rival("fast_hdbscan 20", _fast_hdbscan, "fast_hdbscan", "fast_hdbscan"),
-        _rival("hdbscan 20, 0.5", _hdbscan, "hdbscan", "hdbscan"),
         *(
-            _rival(f"sklearn DBSCAN {eps:g}", partial(_dbscan, eps=eps), *SKLEARN)
-            for eps in (0.3, 0.5)
+            _rival(f"dbscan (Wang) {eps:g}", partial(_wang, eps=eps), "dbscan", "dbscan", _too_wide)
+            for eps in (0.4, 0.5)
         ),
+        _rival("fast_hdbscan 20", _fast_hdbscan, "fast_hdbscan", "fast_hdbscan"),
+        *(
+            _rival(f"hdbscan 20, {words}", partial(_hdbscan, **options), "hdbscan", "hdbscan")
+            for words, options in (
+                ("samples 5", {"min_samples": 5}),
+                ("epsilon 0.5", {"cluster_selection_epsilon": 0.5}),
+            )
+        ),
+        _rival("sklearn DBSCAN 0.4", partial(_dbscan, eps=0.4), *SKLEARN),
         *(
             _rival(f"sklearn MeanShift {b:g}", partial(_mean_shift, bandwidth=b), *SKLEARN)
             for b in (1.0, 1.5)
@@ -170,8 +177,8 @@ def _too_wide(problem: Problem) -> str:
     return "" if 2 <= dim <= 20 else f"takes 2 to 20 dimensions, not {dim}"
 
 
-def _wang(x: Points, instances: int) -> Labels:
-    labels, _ = importlib.import_module("dbscan").DBSCAN(x, eps=0.5, min_samples=MIN_SIZE)
+def _wang(x: Points, instances: int, *, eps: float) -> Labels:
+    labels, _ = importlib.import_module("dbscan").DBSCAN(x, eps=eps, min_samples=MIN_SIZE)
     return np.asarray(labels, np.int64) + 1
 
 
@@ -180,13 +187,15 @@ def _fast_hdbscan(x: Points, instances: int) -> Labels:
     return _fitted(module.HDBSCAN(min_cluster_size=MIN_SIZE, cluster_selection_epsilon=0.5), x)
 
 
-def _hdbscan(x: Points, instances: int) -> Labels:
-    options = {"min_cluster_size": MIN_SIZE, "cluster_selection_epsilon": 0.5}
-    return _fitted(importlib.import_module("hdbscan").HDBSCAN(**options, core_dist_n_jobs=1), x)
+def _hdbscan(x: Points, instances: int, **options: float) -> Labels:
+    module = importlib.import_module("hdbscan")
+    return _fitted(module.HDBSCAN(MIN_SIZE, core_dist_n_jobs=1, **options), x)
 
 
 def _dbscan(x: Points, instances: int, *, eps: float) -> Labels:
-    return _fitted(importlib.import_module("sklearn.cluster").DBSCAN(eps=eps, min_samples=5), x)
+    return _fitted(
+        importlib.import_module("sklearn.cluster").DBSCAN(eps=eps, min_samples=MIN_SIZE), x
+    )
 
 
 def _mean_shift(x: Points, instances: int, *, bandwidth: float) -> Labels:
