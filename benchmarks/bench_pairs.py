@@ -24,9 +24,11 @@ from discloss_cuda import discriminative_loss, reference
 
 Record = dict[str, Any]
 
-LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "discriminative loss": lambda x, labels: discriminative_loss(x, labels, max_instances=64),
-    "loss over pairs": lambda x, labels: reference.pairwise_loss(x, labels).loss,
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+LOSSES: dict[str, tuple[int, Loss]] = {  # the power of N that its time should grow with
+    "discriminative loss": (1, lambda x, ids: discriminative_loss(x, ids, max_instances=64)),
+    "loss over pairs": (2, lambda x, ids: reference.pairwise_loss(x, ids).loss),
 }
 
 
@@ -56,9 +58,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def times_over_pixels(name: str, pixels: Sequence[int], options: argparse.Namespace) -> Record:
     """Medians in milliseconds of one loss, and the exponent p of the last part, time ~ N^p."""
-    loss, points, last = LOSSES[name], [], 0.0
+    power, loss = LOSSES[name]
+    points: list[Record] = []
+    last = 0.0
     for number, before in zip(pixels, [pixels[0], *pixels], strict=False):
-        if last * (number / before) ** 2 > options.limit:
+        if last * (number / before) ** power > options.limit:
             break
         generator = torch.Generator().manual_seed(0)
         x = 3 * torch.randn(1, options.dim, number, generator=generator)
@@ -78,7 +82,7 @@ def exponent(points: list[Record]) -> float | None:
     return float(np.polyfit(n, ms, 1)[0])
 
 
-def _seconds(loss: Callable[[Tensor, Tensor], Tensor], x: Tensor, labels: Tensor) -> float:
+def _seconds(loss: Loss, x: Tensor, labels: Tensor) -> float:
     leaf = x.clone().requires_grad_()
     began = time.perf_counter()
     loss(leaf, labels).backward()
