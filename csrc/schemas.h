@@ -6,6 +6,8 @@
 
 #include <string>
 
+#include "clustering/check.h"
+#include "clustering/clustering.h"
 #include "loss/check_arguments.h"
 #include "loss/discriminative_loss.h"
 
@@ -20,6 +22,10 @@ inline void define_schemas(torch::Library& library) {
       (std::string("backward") + kBackwardArguments + " -> Tensor grad_embeddings").c_str());
   library.def("count_instances(Tensor labels, Tensor? offsets, int[] ignore_labels) -> SymInt");
   library.def("batch_offsets(Tensor batch, SymInt batch_size) -> Tensor");
+  // clustering.h
+  const std::string cluster = kClusterArguments;
+  library.def(("cluster" + cluster + " -> " + kClusterResults).c_str());
+  library.def(("check_cluster" + cluster + " -> ()").c_str(), &flat_cluster<check_cluster>);
 }
 
 }  // namespace discloss

@@ -15,8 +15,13 @@ except ImportError as error:
     ) from error
 
 from . import metrics, reference
-from ._clustering_options import Clusters
 from ._ops import DiscriminativeLossFunction
+from .clustering import (
+    Clusters,
+    EmbeddingClustering,
+    cluster_embeddings,
+    cluster_embeddings_packed,
+)
 from .functional import discriminative_loss, discriminative_loss_packed
 from .module import DiscriminativeLoss
 from .terms import DiscriminativeLossTerms
@@ -28,6 +33,9 @@ __all__ = [
     "DiscriminativeLoss",
     "DiscriminativeLossFunction",
     "DiscriminativeLossTerms",
+    "EmbeddingClustering",
+    "cluster_embeddings",
+    "cluster_embeddings_packed",
     "discriminative_loss",
     "discriminative_loss_packed",
     "metrics",

@@ -19,8 +19,12 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from discloss_cuda import (
+    Clusters,
     DiscriminativeLoss,
     DiscriminativeLossTerms,
+    EmbeddingClustering,
+    cluster_embeddings,
+    cluster_embeddings_packed,
     discriminative_loss,
     discriminative_loss_packed,
     reference,
@@ -51,6 +55,19 @@ def shards(x: Tensor, labels: Tensor, offsets: Tensor, group: ProcessGroup | Non
     assert_type(discriminative_loss_packed(x, labels, offsets, process_group=group), Tensor)
     criterion = DiscriminativeLoss(max_instances=9, process_group=group, grad_scale="ddp")
     assert_type(criterion(x, labels), Tensor)
+
+
+def instances(x: Tensor, offsets: Tensor, flag: bool) -> None:
+    for call in (cluster_embeddings, reference.cluster_embeddings):
+        assert_type(call(x), Tensor)
+    assert_type(cluster_embeddings(x, x > 0, min_size=3, return_clusters=True), Clusters)
+    assert_type(cluster_embeddings(x, return_clusters=flag), Tensor | Clusters)
+    assert_type(cluster_embeddings_packed(x, offsets), Tensor)
+    assert_type(cluster_embeddings_packed(x, batch=offsets, return_clusters=True), Clusters)
+    assert_type(reference.cluster_embeddings(x, return_clusters=True).counts, Tensor)
+    assert_type(EmbeddingClustering(fragment=3)(x, x > 0), Tensor)
+    assert_type(EmbeddingClustering(return_clusters=True)(x), Clusters)
+    cluster_embeddings(x, sampel=3)  # expected: call-overload
 
 
 class Trainer(torch.nn.Module):
