@@ -34,11 +34,12 @@ test: build
 bench: build
 	$(python) benchmarks/bench_loss.py --quick
 
-# Without a limit of time: all tests, other schedules of the emulated kernels, long runs of the
-# properties, every barrier removed, every seeded bug.
+# Without a limit of time: all tests, other schedules of the emulated kernels, the compiled kernels
+# of the oldest architecture, long runs of the properties, every barrier removed, every seeded bug.
 test-all: build
 	$(python) -m pytest $(PYTEST_FLAGS)
 	for seed in 1 2 3 4 5; do $(python) -m pytest $(PYTEST_FLAGS) -m emulated --seed $$seed || exit 1; done
+	$(python) -m pytest $(PYTEST_FLAGS) -m compiled --sm75
 	$(python) -m pytest $(PYTEST_FLAGS) tests/test_properties.py --hypothesis-profile long
 	$(python) tests/mutants/barriers.py
 	$(python) tests/mutants/run.py

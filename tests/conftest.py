@@ -30,6 +30,9 @@ settings.load_profile("usual")
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--seed", type=int, default=0, help="of the emulated schedules (default: 0)")
     parser.addoption(
+        "--sm75", action="store_true", help="cuda_compiled runs the code for sm_75 (default: newer)"
+    )
+    parser.addoption(
         "--short", action="store_true", help="without what support/only_in_test_all.py lists"
     )
 
@@ -75,6 +78,16 @@ def emulated_ops() -> Any:
     from discloss_cuda import _ops
 
     return _ops.bind(emulator.load())
+
+
+@pytest.fixture(scope="session")
+def compiled_ops() -> Any:
+    """The ops as nvcc compiles them, likewise."""
+    import ptx
+
+    from discloss_cuda import _ops
+
+    return _ops.bind(ptx.load())
 
 
 @pytest.fixture(params=[name for name, device in DEVICES.items() if device.everywhere])

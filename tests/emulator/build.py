@@ -72,7 +72,9 @@ def kernel_source(path: Path) -> Source:
     return Source(path, ("-x", "c++", *(CHECKED_BOUNDS if finds_bounds() else CHECKED)))
 
 
-def _ninja_file(sources: Sequence[Source], library: str, link_flags: Sequence[str]) -> str:
+def _ninja_file(
+    sources: Sequence[Source], library: str, link_flags: Sequence[str], objects: Sequence[Path]
+) -> str:
     includes = [f"-I{HERE}", f"-I{ROOT / 'csrc'}"]
     includes += [f"-isystem {path}" for path in require_toolkit().include_dirs]
     lines = [
@@ -85,18 +87,24 @@ def _ninja_file(sources: Sequence[Source], library: str, link_flags: Sequence[st
         "rule link",
         "  command = $cxx -shared -pthread -Wl,-z,defs $in -o $out $more",
     ]
-    objects = []
+    inputs = [str(path) for path in objects]
     for source in sources:
-        objects.append(f"{source.path.name}.o")
-        lines.append(f"build {objects[-1]}: compile {source.path}")
+        inputs.append(f"{source.path.name}.o")
+        lines.append(f"build {inputs[-1]}: compile {source.path}")
         lines.append(f"  more = {' '.join(source.flags)}")
-    lines.append(f"build {library}: link {' '.join(objects)}")
+    lines.append(f"build {library}: link {' '.join(inputs)}")
     lines.append(f"  more = {' '.join(link_flags)}")
     return "\n".join([*lines, ""])
 
 
-def build(name: str, sources: Sequence[Source], link_flags: Sequence[str] = ()) -> Path:
-    """The shared library of these sources, compiled as far as it is not up to date."""
+def build(
+    name: str,
+    sources: Sequence[Source],
+    link_flags: Sequence[str] = (),
+    objects: Sequence[Path] = (),
+) -> Path:
+    """The shared library of these sources, compiled as far as it is not up to date, and of objects
+    that exist."""
     if finds_bounds():
         name = f"{name}_bounds"
         link_flags = [*link_flags, "-fsanitize=address"]
@@ -105,7 +113,7 @@ def build(name: str, sources: Sequence[Source], link_flags: Sequence[str] = ()) 
     library = f"{name}.so"
     with (folder / "lock").open("w") as lock:  # for test runners that work side by side
         fcntl.flock(lock, fcntl.LOCK_EX)
-        (folder / "build.ninja").write_text(_ninja_file(sources, library, link_flags))
+        (folder / "build.ninja").write_text(_ninja_file(sources, library, link_flags, objects))
         jobs = os.environ.get("MAX_JOBS", "2")
         ninja = [sys.executable, "-m", "ninja", "-C", str(folder), "-j", jobs, library]
         # The compiler is not to run under a sanitizer that this process runs under.

@@ -93,6 +93,26 @@ def emulated(
     return enter
 
 
+@contextlib.contextmanager
+def compiled(request: pytest.FixtureRequest) -> Iterator[torch.device]:
+    """The CPU, where the ops are the kernels of csrc/*/cuda as nvcc compiles them, run by the
+    interpreter of tests/ptx: the code for sm_80 or sm_90, as the seed says; with --sm75, for that."""
+    import ptx
+
+    from discloss_cuda import _ops
+
+    ops = request.getfixturevalue("compiled_ops")
+    seed = schedule_seed(request)
+    major = 7 if request.config.getoption("--sm75") else 8 + seed // 2 % 2
+    ptx.device().configure(
+        seed=seed,
+        compute_capability=major,
+        multiprocessors=16 if major == 9 else 1 if seed % 2 else 4,
+    )
+    with _ops.use(ops), filled_memory(), ptx.device().recorded_memory():
+        yield torch.device("cpu")
+
+
 DEVICES = {
     device.name: device
     for device in (
@@ -100,6 +120,7 @@ DEVICES = {
         Device("cuda_emulated", emulated(), marker="emulated"),
         Device("cuda_emulated_sm8", emulated(8), marker="emulated", everywhere=False),
         Device("cuda_emulated_sm9", emulated(9), marker="emulated", everywhere=False),
+        Device("cuda_compiled", compiled, marker="compiled"),
         Device("cuda", gpu, why_no_gpu),
     )
 }
