@@ -96,7 +96,7 @@ def emulated(
 @contextlib.contextmanager
 def compiled(request: pytest.FixtureRequest) -> Iterator[torch.device]:
     """The CPU, where the ops are the kernels of csrc/*/cuda as nvcc compiles them, run by the
-    interpreter of tests/ptx: the code for sm_80 or sm_90, as the seed says; with --sm75, for that."""
+    interpreter of tests/ptx: code for sm_80 or sm_90, as the seed says; with --sm75, for that."""
     import ptx
 
     from discloss_cuda import _ops
