@@ -2,10 +2,12 @@
 // themselves.
 #include <pybind11/stl.h>
 #include <torch/csrc/Exceptions.h>
+#include <torch/csrc/autograd/python_cpp_function.h>
 #include <torch/csrc/utils/pybind.h>
 #include <torch/version.h>
 
 #include <string>
+#include <typeinfo>
 #include <vector>
 
 #include "loss/autograd.h"
@@ -56,6 +58,22 @@ class DirectCall<ForwardTuple(Arguments...)> {
 
 using DirectForward = DirectCall<ForwardFunction>;
 
+// What the grad_fn of a result is called; else it has the name of a template with its arguments.
+void name_grad_fn(const char* name) {
+  using namespace torch::autograd;
+  static PyTypeObject type;
+  static PyGetSetDef properties[] = {THP_FUNCTION_DEFAULT_PROPERTIES, {nullptr}};
+  static PyMethodDef methods[] = {
+      {"_register_hook_dict", THPCppFunction_register_hook_dict, METH_O, nullptr},
+      {"register_hook", THPCppFunction_register_hook, METH_O, nullptr},
+      {"register_prehook", THPCppFunction_register_prehook, METH_O, nullptr},
+      {"name", THPCppFunction_name, METH_NOARGS, nullptr},
+      {"_sequence_nr", THPCppFunction_sequence_nr, METH_NOARGS, nullptr},
+      {nullptr}};
+  _initFunctionPyTypeObject(type, name, properties, methods);
+  registerCppFunction(typeid(CppNode<discloss::Autograd<kNamespace>>), &type);
+}
+
 }  // namespace discloss
 
 TORCH_LIBRARY(discloss_cuda, library) { discloss::define_schemas(library); }
@@ -70,6 +88,7 @@ PYBIND11_MODULE(_C, module) {
   pybind11::class_<discloss::DirectForward>(module, "DirectForward")
       .def(pybind11::init<const std::string&>())
       .def("terms", torch::wrap_pybind_function_no_gil(&discloss::DirectForward::terms));
+  discloss::name_grad_fn("DiscriminativeLossBackward");
   module.attr("built_for_torch") = TORCH_VERSION;
   module.attr("with_cuda") = static_cast<bool>(DISCLOSS_WITH_CUDA);
   module.attr("cuda_architectures") = DISCLOSS_CUDA_ARCHITECTURES;

@@ -5,7 +5,8 @@ from pathlib import Path
 import torch
 
 try:
-    from . import _C  # noqa: F401  (registers the ops)
+    # Not `from . import`, whose error for a missing module speaks of a circular import.
+    import discloss_cuda._C  # noqa: F401  (registers the ops)
 except ImportError as error:
     raise ImportError(
         f"discloss_cuda: the compiled module in {Path(__file__).parent} cannot be imported beside "
@@ -15,7 +16,7 @@ except ImportError as error:
     ) from error
 
 from . import metrics, reference
-from ._ops import DiscriminativeLossFunction
+from ._doors import DiscriminativeLossFunction
 from .clustering import (
     Clusters,
     EmbeddingClustering,

@@ -22,7 +22,7 @@ from torch import Tensor, distributed
 from torch.autograd import forward_ad
 from torch.nn import functional
 
-from . import _ops, reference
+from . import _autograd, _ops, reference
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -104,7 +104,7 @@ class ShardedLossFunction(torch.autograd.Function):
         shard = Shard(
             *images,
             channels=embeddings.shape[1],
-            accumulate_dtype=_ops.accumulate_dtype(embeddings),
+            accumulate_dtype=_autograd.accumulate_dtype(embeddings),
             device=embeddings.device,
             max_instances=max_instances,
             ignore_labels=ignore_labels,
@@ -184,7 +184,7 @@ def _gather_ids(shard: Shard) -> tuple[list[Tensor], Tensor]:
     of_ranks = torch.stack(gathered, 1).cpu()  # [B, ranks, M + 1]; waits for the device
     merged = []
     for image, rows in enumerate(of_ranks):
-        is_id = torch.arange(limit) < rows[:, -1:]
+        is_id = torch.arange(limit, device="cpu") < rows[:, -1:]
         ids = torch.unique(rows[:, :-1][is_id])
         found = max(ids.numel(), int(rows[:, -1].max()))
         if found > limit:

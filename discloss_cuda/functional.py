@@ -1,16 +1,21 @@
-"""The loss as a function: argument checks, the call of the op, reduction over the images."""
+"""The loss as a function, of images and of packed clouds."""
 
 from __future__ import annotations
 
-import math
-import numbers
-from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, Unpack, overload
 
-import torch
 from torch import Tensor
 
-from . import _ops, _sharded
+from ._call import loss, offsets_of, without_channel
+from ._check_arguments import (
+    check_ignore_label,
+    check_inputs,
+    check_max_instances,
+    check_parameters,
+    check_reduction,
+    refuse_unknown,
+)
 from ._options import ShardedOptions, ShardedPackedOptions
 from .terms import DiscriminativeLossTerms
 
@@ -18,14 +23,6 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 __all__ = ["discriminative_loss", "discriminative_loss_packed"]
-
-CUDA_IS_MISSING = (
-    ". The CUDA backend is built where nvcc is found: install the CUDA toolkit and reinstall with "
-    "FORCE_CUDA=1 pip install ."
-)
-REDUCTIONS = ("none", "mean", "sum")
-MOST_INSTANCES = 2**31 - 1  # slots are int32
-GRAD_SCALES = ("exact", "ddp")
 
 
 @overload
@@ -64,6 +61,7 @@ def discriminative_loss(
     return_terms: bool = False,
     process_group: ProcessGroup | None = None,
     grad_scale: str = "exact",
+    **unknown: object,
 ) -> Tensor | DiscriminativeLossTerms:
     r"""Discriminative loss for instance embeddings of images, volumes, clips or clouds.
 
@@ -90,7 +88,8 @@ def discriminative_loss(
         labels: ``[B, *spatial]``, or ``[B, 1, *spatial]`` as MONAI has them (no copy is made): the
             instance id of each pixel; bool, int8, int16, int32, int64, uint8 or uint16. Ids are
             compared as int64 values and need not be consecutive, positive or small. Over a clip
-            ``[B, T, H, W]`` an id is one instance in all frames.
+            ``[B, T, H, W]`` an id is one instance in all frames. A subclass such as MONAI's
+            MetaTensor is read as a plain tensor; a compiled graph copies it.
         delta_var: pixels nearer than this to their mean are not pulled, >= 0.
         delta_dist: means further apart than ``2 * delta_dist`` are not pushed, >= 0.
         alpha: weight of the variance (pull) term.
@@ -117,12 +116,17 @@ def discriminative_loss(
             ``DistributedDataParallel``, which divides by it. The gradient takes the upstream
             gradient of this rank, which has to be the same on all.
 
+    The five numbers from ``delta_var`` to ``gamma`` may follow a schedule: under ``torch.compile``
+    two graphs serve all their values. The second reads them when it runs, so that in it the loss is
+    no part of a CUDA graph (``mode="reduce-overhead"``).
+
     Returns:
         A scalar, or ``[B]`` with ``reduction="none"``; float32, or float64 for float64
         embeddings. With ``return_terms`` a named tuple of four of them.
 
     Raises:
-        TypeError: a dtype, or a hyper-parameter that is not a number (a tensor is not one).
+        TypeError: a dtype, a tensor that is not dense, a keyword that there is not, or a
+            hyper-parameter that is not a number (a tensor is not one; a NumPy number is).
         ValueError: shapes, devices, values out of range, more than ``max_instances`` instances.
 
     Example:
@@ -137,10 +141,12 @@ def discriminative_loss(
         >>> embeddings.grad
         tensor([[[-0.2498,  0.2503,  0.0005,  0.0000]]])
     """
-    _check_inputs(embeddings, labels)
+    if unknown:
+        refuse_unknown("discriminative_loss", unknown)
+    labels = check_inputs(embeddings, labels)
     if labels.dim() == embeddings.dim():
-        labels = _without_channel(embeddings, labels)
-    return _loss(
+        labels = without_channel(embeddings, labels)
+    return loss(
         embeddings,
         labels,
         None,
@@ -200,6 +206,7 @@ def discriminative_loss_packed(
     return_terms: bool = False,
     process_group: ProcessGroup | None = None,
     grad_scale: str = "exact",
+    **unknown: object,
 ) -> Tensor | DiscriminativeLossTerms:
     """:func:`discriminative_loss` of point clouds of different sizes, one behind the other.
 
@@ -232,14 +239,16 @@ def discriminative_loss_packed(
         >>> [round(value, 3) for value in loss.tolist()]
         [0.128, 0.0]
     """
-    _check_inputs(embeddings, labels)
+    if unknown:
+        refuse_unknown("discriminative_loss_packed", unknown)
+    labels = check_inputs(embeddings, labels)
     parameters = check_parameters(delta_var, delta_dist, alpha, beta, gamma, norm)
     if process_group is not None and batch is not None and batch_size is None:
         raise ValueError("batch_size: expected an int with batch and process_group, got None")
-    return _loss(
+    return loss(
         embeddings,
         labels,
-        _offsets(labels, offsets, batch, batch_size),
+        offsets_of(labels, offsets, batch, batch_size),
         parameters,
         check_ignore_label(ignore_label),
         check_max_instances(max_instances),
@@ -248,227 +257,3 @@ def discriminative_loss_packed(
         process_group,
         grad_scale,
     )
-
-
-def _without_channel(embeddings: Tensor, labels: Tensor) -> Tensor:
-    """A view ``[B, *spatial]`` of ``[B, 1, *spatial]``; any other shape is left to the op's checks.
-
-    ``[B, *spatial]`` has an axis less than the embeddings, so no shape can mean both.
-    """
-    images, _, *spatial = embeddings.shape
-    return labels.squeeze(1) if labels.shape == (images, 1, *spatial) else labels
-
-
-def _loss(
-    embeddings: Tensor,
-    labels: Tensor,
-    offsets: Tensor | None,
-    parameters: _ops.Parameters,
-    ignore_labels: list[int],
-    max_instances: int | None,
-    reduction: str,
-    return_terms: bool,
-    process_group: ProcessGroup | None,
-    grad_scale: str,
-) -> Tensor | DiscriminativeLossTerms:
-    results: Sequence[Tensor]
-    if process_group is not None or grad_scale != "exact":
-        group, limit = check_sharding(process_group, grad_scale, max_instances)
-        results = _sharded.apply(
-            embeddings, labels, offsets, limit, parameters, ignore_labels, group, grad_scale
-        )
-    else:
-        if max_instances is None:
-            if labels.is_meta:
-                raise ValueError("max_instances: expected an int for meta tensors, got None")
-            max_instances = _ops.current().count_instances(labels, offsets, ignore_labels)
-        results = _ops.apply(
-            embeddings,
-            labels,
-            offsets,
-            max_instances,
-            parameters,
-            ignore_labels,
-            reduction != "none",
-            _ops.NUM_TERMS if return_terms else 1,
-        )
-    if return_terms:
-        return DiscriminativeLossTerms(*(_reduce(result, reduction) for result in results))
-    return _reduce(results[0], reduction)
-
-
-def _reduce(per_image: Tensor, reduction: str) -> Tensor:
-    """``[B]`` to a scalar; the mean over no image is 0 (torch's own is NaN)."""
-    if reduction == "none" or per_image.dim() == 0:
-        return per_image
-    images = per_image.shape[0]
-    if images == 1:
-        return per_image.squeeze(0)  # no arithmetic, neither here nor in backward
-    if reduction == "sum" or images == 0:
-        return per_image.sum()
-    return per_image.mean()
-
-
-def _offsets(
-    labels: Tensor, offsets: Tensor | None, batch: Tensor | None, batch_size: int | None
-) -> Tensor:
-    """The offsets of a packed batch, however it was described."""
-    if (offsets is None) == (batch is None):
-        given = "both" if batch is not None else "neither"
-        raise ValueError(f"offsets, batch: expected exactly one of them, got {given}")
-    if offsets is not None:
-        if batch_size is not None:
-            raise ValueError(f"batch_size: expected only with batch, got {batch_size} with offsets")
-        _check_tensor("offsets", offsets)
-        _check_device("offsets", offsets, "labels", labels)
-        return offsets
-    assert batch is not None
-    _check_tensor("batch", batch)
-    _check_device("batch", batch, "labels", labels)
-    if batch.shape != labels.shape:
-        raise ValueError(
-            f"batch: expected shape [N_total] = {list(labels.shape)}, got {list(batch.shape)}"
-        )
-    if batch_size is None:
-        if batch.is_meta:
-            raise ValueError("batch_size: expected an int for meta tensors, got None")
-        batch_size = int(batch[-1]) + 1 if batch.numel() else 0
-    size = _check_size("batch_size", batch_size)
-    result: Tensor = _ops.current().batch_offsets(batch, size)
-    return result
-
-
-# --- checks of what is no tensor, and of what no op could be asked; the rest: csrc/check.h --------
-
-
-def check_parameters(
-    delta_var: float, delta_dist: float, alpha: float, beta: float, gamma: float, norm: int
-) -> _ops.Parameters:
-    """The hyper-parameters as the op takes them, or an error that names the wrong one."""
-    checked = (
-        _check_number("delta_var", delta_var),
-        _check_number("delta_dist", delta_dist),
-        _check_number("alpha", alpha),
-        _check_number("beta", beta),
-        _check_number("gamma", gamma),
-    )
-    if delta_var < 0:
-        raise ValueError(f"delta_var: expected a number >= 0, got {delta_var}")
-    if delta_dist < 0:
-        raise ValueError(f"delta_dist: expected a number >= 0, got {delta_dist}")
-    if not _is_real(norm):
-        raise TypeError(f"norm: expected 1 or 2, got {_describe(norm)}")
-    if norm not in (1, 2):
-        raise ValueError(f"norm: expected 1 or 2, got {norm}")
-    return _ops.Parameters(*checked, int(norm))
-
-
-def _check_number(name: str, value: float) -> float:
-    if type(value) is not float and not _is_real(value):
-        raise TypeError(f"{name}: expected a number, got {_describe(value)}")
-    if not -math.inf < value < math.inf:
-        raise ValueError(f"{name}: expected a finite number, got {value}")
-    return float(value)
-
-
-def _is_real(value: object) -> bool:
-    # The types that nearly all calls bring come first: an abstract class is slow to ask.
-    if type(value) is float or type(value) is int:
-        return True
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
-
-
-def check_ignore_label(ignore_label: Any) -> list[int]:
-    """The ignored ids as a list of int64 values."""
-    if ignore_label is None:
-        return []
-    several = isinstance(ignore_label, Collection) and not isinstance(ignore_label, Tensor | str)
-    if not several and not isinstance(ignore_label, numbers.Integral):
-        raise TypeError(
-            f"ignore_label: expected None, an int or several, got {_describe(ignore_label)}"
-        )
-    ids: list[Any] = list(ignore_label) if several else [ignore_label]
-    for value in ids:
-        if not isinstance(value, numbers.Integral):
-            raise TypeError(f"ignore_label: expected ints, got {_describe(value)}")
-        if not -(2**63) <= int(value) < 2**63:
-            raise ValueError(f"ignore_label: expected ids in the range of int64, got {value}")
-    return [int(value) for value in ids]
-
-
-def check_max_instances(max_instances: int | None) -> int | None:
-    """``max_instances`` as it is, or an error."""
-    if max_instances is None:
-        return None
-    size = _check_size("max_instances", max_instances)
-    if type(size) is int and size > MOST_INSTANCES:
-        raise ValueError(f"max_instances: expected a number from 0 to {MOST_INSTANCES}, got {size}")
-    return size
-
-
-def _check_size(name: str, size: int) -> int:
-    if type(size) is not int and (
-        isinstance(size, bool) or not isinstance(size, numbers.Integral | torch.SymInt)
-    ):
-        raise TypeError(f"{name}: expected an int or None, got {_describe(size)}")
-    if size < 0:
-        raise ValueError(f"{name}: expected a number >= 0, got {size}")
-    return size if isinstance(size, torch.SymInt) else int(size)
-
-
-def check_reduction(reduction: str) -> str:
-    """``reduction`` as it is, or an error."""
-    if reduction not in REDUCTIONS:
-        raise ValueError(f'reduction: expected "none", "mean" or "sum", got {reduction!r}')
-    return reduction
-
-
-def check_sharding(
-    process_group: ProcessGroup | None, grad_scale: str, max_instances: int | None
-) -> tuple[ProcessGroup, int]:
-    """The process group, and ``max_instances`` which it needs, as they are, or an error."""
-    if grad_scale not in GRAD_SCALES:
-        raise ValueError(f'grad_scale: expected "exact" or "ddp", got {grad_scale!r}')
-    if process_group is None:
-        raise ValueError(f'grad_scale: expected "exact" without process_group, got {grad_scale!r}')
-    available = torch.distributed.is_available()
-    if not available or not isinstance(process_group, torch.distributed.ProcessGroup):
-        raise TypeError(
-            "process_group: expected None or a torch.distributed.ProcessGroup that this process "
-            f"belongs to, got {_describe(process_group)}"
-        )
-    if max_instances is None:
-        raise ValueError("max_instances: expected an int with process_group, got None")
-    return process_group, max_instances
-
-
-def _check_inputs(embeddings: Tensor, labels: Tensor) -> None:
-    _check_tensor("embeddings", embeddings)
-    _check_tensor("labels", labels)
-    if embeddings.is_cpu and labels.is_cpu:
-        return  # every build has the backend; to ask a device for its type is slow
-    supported = _ops.current().device_types
-    device = embeddings.device
-    if device.type not in supported and device.type != "meta":
-        raise ValueError(
-            f"embeddings: expected a tensor on {' or '.join(supported)}, the backends of this "
-            f"build of discloss_cuda, got one on {device}"
-            + (CUDA_IS_MISSING if device.type == "cuda" else "")
-        )
-    _check_device("labels", labels, "embeddings", embeddings)
-
-
-def _check_device(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
-    if tensor.device != other.device:
-        raise ValueError(
-            f"{name}: expected the device of {other_name}, {other.device}, got {tensor.device}"
-        )
-
-
-def _check_tensor(name: str, value: object) -> None:
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name}: expected a tensor, got {_describe(value)}")
-
-
-def _describe(value: object) -> str:
-    return "a tensor" if isinstance(value, Tensor) else f"{value!r} of type {type(value).__name__}"

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Generic, Literal, Unpack, overload
 
 from torch import Tensor, nn
 from typing_extensions import TypeVar
 
-from ._options import ShardedOptions
-from .functional import (
+from ._check_arguments import (
     check_ignore_label,
     check_max_instances,
     check_parameters,
     check_reduction,
     check_sharding,
-    discriminative_loss,
+    refuse_unknown,
 )
+from ._options import ShardedOptions
+from .functional import discriminative_loss
 from .terms import DiscriminativeLossTerms
 
 if TYPE_CHECKING:
@@ -86,17 +87,17 @@ class DiscriminativeLoss(nn.Module, Generic[Result]):
         return_terms: bool = False,
         process_group: ProcessGroup | None = None,
         grad_scale: str = "exact",
+        **unknown: object,
     ) -> None:
+        if unknown:
+            refuse_unknown("DiscriminativeLoss", unknown)
         super().__init__()
-        check_parameters(delta_var, delta_dist, alpha, beta, gamma, norm)
-        check_ignore_label(ignore_label)
-        self.delta_var = delta_var
-        self.delta_dist = delta_dist
-        self.alpha = alpha
-        self.beta = beta
-        self.gamma = gamma
-        self.norm = norm
-        self.ignore_label = ignore_label
+        parameters = check_parameters(delta_var, delta_dist, alpha, beta, gamma, norm)
+        for name, number in parameters._asdict().items():
+            setattr(self, name, number)
+        ids = check_ignore_label(ignore_label)
+        several = isinstance(ignore_label, Collection)
+        self.ignore_label = None if ignore_label is None else ids if several else ids[0]
         self.max_instances = check_max_instances(max_instances)
         self.reduction = check_reduction(reduction)
         self.return_terms = return_terms
@@ -104,6 +105,14 @@ class DiscriminativeLoss(nn.Module, Generic[Result]):
             check_sharding(process_group, grad_scale, max_instances)
         self.process_group = process_group
         self.grad_scale = grad_scale
+
+    delta_var: float
+    delta_dist: float
+    alpha: float
+    beta: float
+    gamma: float
+    norm: int
+    ignore_label: int | list[int] | None
 
     if TYPE_CHECKING:
 

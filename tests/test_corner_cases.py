@@ -365,3 +365,19 @@ def test_sums_beyond_the_range_of_half(device: torch.device, dtype: torch.dtype)
     for layout in ("contiguous", "channels_last"):
         outcome = run(*FUNCTIONS, case, LAYOUTS[layout](x.to(device, dtype)))
         assert_within_budget(case, outcome, layout=layout)
+
+
+@pytest.mark.parametrize("norm", [1, 2])
+def test_a_norm_whose_square_underflows_counts_as_zero(device: torch.device, norm: int) -> None:
+    """In value as in gradient; the sum of absolute values has no square."""
+    x = torch.full((1, 4, 1, 5), 1e-25, device=device).requires_grad_()
+    labels = torch.zeros(1, 1, 5, dtype=torch.int64, device=device)
+    for function in (discriminative_loss, reference.discriminative_loss):
+        terms = function(x, labels, norm=norm, gamma=1.0, return_terms=True)
+        (gradient,) = torch.autograd.grad(terms.loss, x)
+        if norm == 2:
+            assert terms.regularization.item() == 0
+            assert torch.equal(gradient, torch.zeros_like(x))
+        else:
+            assert terms.regularization.item() == pytest.approx(4e-25, rel=1e-6)
+            torch.testing.assert_close(gradient, torch.full_like(x, 0.2))

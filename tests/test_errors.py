@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +18,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+import discloss_cuda
 from discloss_cuda import DiscriminativeLoss, _ops, discriminative_loss, discriminative_loss_packed
 
 Arguments = dict[str, Any]
@@ -145,11 +151,59 @@ def test_hyper_parameter(name: str, value: Any, error: type[Exception], message:
         DiscriminativeLoss(**{name: value})
 
 
-def test_unknown_keyword() -> None:
-    with pytest.raises(TypeError, match="ignore_index"):
-        discriminative_loss(**dense(torch.device("cpu")), ignore_index=0)  # type: ignore[call-arg]
-    with pytest.raises(TypeError, match="ignore_index"):
-        DiscriminativeLoss(ignore_index=0)  # type: ignore[call-arg]
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("delta_v", "delta_var"),
+        ("delta_d", "delta_dist"),
+        ("ignore_index", "ignore_label"),
+        ("ignore_labels", "ignore_label"),
+        ("max_instance", "max_instances"),
+        ("usegpu", None),
+    ],
+)
+def test_unknown_keyword(name: str, meant: str | None) -> None:
+    cpu = torch.device("cpu")
+    hint = f": did you mean '{meant}'?" if meant else ""
+    unknown: Any = {name: 0}
+    for function, arguments in (
+        (discriminative_loss, dense(cpu)),
+        (discriminative_loss_packed, packed(cpu)),
+        (DiscriminativeLoss, {}),
+    ):
+        message = f"{function.__name__}() got an unexpected keyword argument '{name}'{hint}"
+        with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+            function(**arguments, **unknown)
+
+
+LONG = [0.0] * 100_000
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"embeddings": LONG},
+        {"labels": LONG},
+        {"labels": np.zeros(100_000)},
+        {"alpha": LONG},
+        {"alpha": 10**4000},
+        {"norm": LONG},
+        {"norm": 10**4000},
+        {"ignore_label": LONG},
+        {"ignore_label": 10**4000},
+        {"ignore_label": "0" * 100_000},
+        {"max_instances": LONG},
+        {"max_instances": 10**4000},
+        {"reduction": "mean" * 1000},
+        {"grad_scale": "ddp" * 1000},
+        {"process_group": "x" * 1000},
+    ],
+    ids=lambda wrong: next(iter(wrong)),
+)
+def test_a_message_is_short(wrong: dict[str, Any]) -> None:
+    with pytest.raises((TypeError, ValueError)) as caught:
+        discriminative_loss(**{**dense(torch.device("cpu")), **wrong})
+    assert len(str(caught.value)) < 400
 
 
 # --- tensors of a dense batch ---------------------------------------------------------------------
@@ -172,7 +226,17 @@ DENSE = {
     "labels is an array": (
         lambda device: {"labels": np.zeros(1)},
         TypeError,
-        "labels: expected a tensor, got array([0.]) of type ndarray",
+        "labels: expected a tensor, got array([0.]) of type ndarray: torch.from_numpy(labels) "
+        "makes one",
+    ),
+    "swapped arguments": (
+        lambda device: {
+            "embeddings": torch.zeros(2, 3, 5, dtype=torch.int64, device=device),
+            "labels": torch.zeros(2, 4, 3, 5, device=device),
+        },
+        TypeError,
+        "embeddings, labels: expected embeddings first, got torch.int64 before torch.float32: are "
+        "they swapped?",
     ),
     "integer embeddings": (
         empty(2, 4, 3, 5, dtype=torch.int64),
@@ -194,7 +258,13 @@ DENSE = {
         labels(2, 3, 5, dtype=torch.uint32),
         TypeError,
         "labels: expected a tensor of dtype bool, int8, int16, int32, int64, uint8 or uint16, "
-        "got UInt32",
+        "got UInt32: labels.long() makes ids of it",
+    ),
+    "uint64 labels": (
+        labels(2, 3, 5, dtype=torch.uint64),
+        TypeError,
+        "labels: expected a tensor of dtype bool, int8, int16, int32, int64, uint8 or uint16, "
+        "got UInt64: labels.long() makes ids of it",
     ),
     "no spatial axis": (
         lambda device: {**empty(2, 4)(device), **labels(2, 4)(device)},
@@ -260,6 +330,52 @@ def test_dense(
         discriminative_loss(**arguments)
 
 
+NOT_DENSE = {
+    "sparse embeddings": (
+        lambda device: {"embeddings": torch.zeros(2, 4, 3, 5, device=device).to_sparse()},
+        TypeError,
+        "embeddings: expected a dense tensor, got one of layout torch.sparse_coo: to_dense() makes",
+    ),
+    "sparse labels": (
+        lambda device: {"labels": torch.zeros(2, 3, 5, dtype=torch.int64).to_sparse().to(device)},
+        TypeError,
+        "labels: expected a dense tensor, got one of layout torch.sparse_coo: to_dense() makes",
+    ),
+    **{
+        f"nested embeddings, {layout}": (
+            lambda device, layout=layout: {
+                "embeddings": torch.nested.nested_tensor(
+                    [torch.zeros(4, 3, 5), torch.zeros(4, 2, 5)], layout=layout, device=device
+                )
+            },
+            TypeError,
+            "embeddings: expected a dense tensor, got a nested one: discriminative_loss_packed ",
+        )
+        for layout in (torch.strided, torch.jagged)
+    },
+    "quantized embeddings": (
+        lambda device: {
+            "embeddings": torch.quantize_per_tensor(
+                torch.zeros(2, 4, 3, 5), 0.1, 0, torch.quint8
+            ).to(device)
+        },
+        TypeError,
+        "embeddings: expected a dense tensor, got a quantized one of dtype torch.quint8: ",
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*(nested tensors|quantize_per_tensor):UserWarning")
+@pytest.mark.parametrize(("change", "error", "message"), NOT_DENSE.values(), ids=NOT_DENSE.keys())
+def test_not_dense(
+    change: Change, error: type[Exception], message: str, device: torch.device
+) -> None:
+    for max_instances in (None, 3):
+        arguments = {**dense(device), **change(device), "max_instances": max_instances}
+        with raises(error, message):
+            discriminative_loss(**arguments)
+
+
 def test_labels_without_spatial_axis(device: torch.device) -> None:
     arguments = {**dense(device), **labels(2)(device), "max_instances": None}
     with raises(ValueError, "labels: expected shape [B, *spatial], got [2]"):
@@ -300,7 +416,7 @@ PACKED = {
     "int32 offsets": (
         lambda device: {"offsets": torch.tensor([0, 6], dtype=torch.int32, device=device)},
         TypeError,
-        "offsets: expected a tensor of dtype int64, got Int",
+        "offsets: expected a tensor of dtype int64, got Int: offsets.long() converts it",
     ),
     "offsets of two axes": (
         lambda device: {"offsets": torch.tensor([[0, 6]], device=device)},
@@ -379,7 +495,10 @@ BY_BATCH = {
 }
 
 WRONG_OFFSETS = {
-    "first": ([1, 6], "offsets: expected offsets[0] = 0, got 1"),
+    "first": (
+        [1, 6],
+        "offsets: expected offsets[0] = 0, got 1: torch.nn.functional.pad(offsets, (1, 0)) makes",
+    ),
     "descending": ([0, 4, 2, 6], "offsets: expected ascending values, got 4 before 2 at 1"),
     "last": ([0, 2, 5], "offsets: expected offsets[B] = N_total = 6, got 5"),
 }
@@ -524,3 +643,23 @@ def test_backward_op(
     arguments[name] = change(arguments[name])
     with raises(error, message):
         _ops.current().backward(**arguments)
+
+
+# --- a checkout that has not been built -----------------------------------------------------------
+
+
+def test_an_unbuilt_checkout_says_how_to_build_it(tmp_path: Path) -> None:
+    package = Path(discloss_cuda.__file__).parent
+    shutil.copytree(package, tmp_path / "discloss_cuda", ignore=shutil.ignore_patterns("*.so"))
+    ran = subprocess.run(
+        [sys.executable, "-c", "import discloss_cuda"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    message = ran.stderr.splitlines()[-1]
+    assert message.startswith("ImportError: discloss_cuda: the compiled module in ")
+    assert "In a checkout, build it (python setup.py build_ext --inplace)" in message
+    assert "circular" not in message

@@ -197,7 +197,7 @@ def _function(case: Case, device: torch.device) -> Callable[[Tensor], tuple[Tens
     numbers = [case.options.get(name, default) for name, default in defaults.items()]
     norm, ignored = case.options["norm"], [case.options["ignore_label"]]
     apply = DiscriminativeLossFunction.apply
-    return lambda x: tuple(apply(x, labels, offsets, 4, *numbers, norm, ignored)[:4])
+    return lambda x: tuple(apply(x, labels, offsets, 4, [*numbers, norm], ignored)[:4])
 
 
 @pytest.mark.parametrize("packed", [False, True])

@@ -120,7 +120,7 @@ def test_annotations_are_those_of_the_reference() -> None:
     for name in ("discriminative_loss", "discriminative_loss_packed"):
         compiled = inspect.signature(getattr(discloss_cuda, name)).parameters
         plain = inspect.signature(getattr(reference, name)).parameters
-        assert {p: compiled[p].annotation for p in compiled if p not in SHARDED} == {
+        assert {p: compiled[p].annotation for p in compiled if p not in {*SHARDED, "unknown"}} == {
             p: plain[p].annotation for p in plain
         }
 
@@ -360,3 +360,10 @@ def test_terms_can_be_pickled(problem: tuple[Tensor, Tensor]) -> None:
     twin = pickle.loads(pickle.dumps(terms))
     assert type(twin) is DiscriminativeLossTerms
     torch.testing.assert_close(twin, terms, rtol=0, atol=0)
+
+
+def test_a_result_names_its_gradient(problem: tuple[Tensor, Tensor]) -> None:
+    x, labels = (tensor.cpu() for tensor in problem)
+    loss = discriminative_loss(x, labels, reduction="none")
+    assert repr(loss).endswith("grad_fn=<DiscriminativeLossBackward>)")
+    assert repr(loss.grad_fn).startswith("<DiscriminativeLossBackward object at ")

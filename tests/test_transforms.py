@@ -115,18 +115,24 @@ def test_whoever_overrides_functions_sees_the_op(device: torch.device, return_te
         assert torch.equal(a, c.as_subclass(Tensor))
 
 
-@pytest.mark.parametrize("overriding", ["embeddings", "labels", "offsets"])
-def test_each_tensor_may_override_functions(device: torch.device, overriding: str) -> None:
+@pytest.mark.parametrize("overriding", ["embeddings", "labels", "offsets", "batch"])
+def test_embeddings_alone_may_override_functions(device: torch.device, overriding: str) -> None:
+    """Ids and offsets lose their subclass, which no result takes over."""
     tensors = {
         "embeddings": torch.randn(6, 4, device=device),
         "labels": torch.tensor([0, 0, 1, 1, 2, 2], device=device),
         "offsets": torch.tensor([0, 4, 6], device=device),
     }
     expected = discriminative_loss_packed(**tensors, max_instances=2)
+    if overriding == "batch":
+        del tensors["offsets"]
+        tensors["batch"] = torch.tensor([0, 0, 0, 0, 1, 1], device=device)
     tensors[overriding] = tensors[overriding].as_subclass(Subclass)
     Subclass.seen.clear()
     loss = discriminative_loss_packed(**tensors, max_instances=2)
-    assert _ops.current().forward in Subclass.seen
+    overrides = overriding == "embeddings"
+    assert (_ops.current().forward in Subclass.seen) == overrides
+    assert type(loss) is (Subclass if overrides else Tensor)
     assert torch.equal(loss.as_subclass(Tensor), expected)
 
 

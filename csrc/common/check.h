@@ -27,7 +27,7 @@ inline void check_labels_dtype(const at::Tensor& labels) {
                        dtype == at::kUInt16,
                    "labels: expected a tensor of dtype bool, int8, int16, int32, int64, uint8 or "
                    "uint16, got ",
-                   dtype, at::isFloatingType(dtype) ? ": labels.long() makes ids of it" : "");
+                   dtype, at::isComplexType(dtype) ? "" : ": labels.long() makes ids of it");
 }
 
 inline void check_same_device(const char* name, const at::Tensor& tensor, const char* other_name,
@@ -38,7 +38,8 @@ inline void check_same_device(const char* name, const at::Tensor& tensor, const 
 
 inline void check_int64_vector(const char* name, const at::Tensor& tensor) {
   TORCH_CHECK_TYPE(tensor.scalar_type() == at::kLong, name,
-                   ": expected a tensor of dtype int64, got ", tensor.scalar_type());
+                   ": expected a tensor of dtype int64, got ", tensor.scalar_type(), ": ", name,
+                   ".long() converts it");
   TORCH_CHECK_VALUE(tensor.dim() == 1, name, ": expected one axis, got shape ", tensor.sizes());
 }
 
@@ -84,7 +85,9 @@ inline void check_packed_shapes(const at::Tensor& embeddings, const at::Tensor& 
 
 // offsets on the host: ascending from 0 to N_total. On a CUDA device a kernel asserts the same.
 inline void check_offset_values(const int64_t* offsets, int64_t images, int64_t total) {
-  TORCH_CHECK_VALUE(offsets[0] == 0, "offsets: expected offsets[0] = 0, got ", offsets[0]);
+  TORCH_CHECK_VALUE(
+      offsets[0] == 0, "offsets: expected offsets[0] = 0, got ", offsets[0],
+      ": torch.nn.functional.pad(offsets, (1, 0)) makes offsets of the ends of clouds");
   for (int64_t b = 0; b < images; ++b) {
     TORCH_CHECK_VALUE(offsets[b] <= offsets[b + 1], "offsets: expected ascending values, got ",
                       offsets[b], " before ", offsets[b + 1], " at ", b);

@@ -1,7 +1,8 @@
 // Every check of the loss's arguments that needs their tensors, once, before the device split. What
-// is no tensor is checked in Python before (discloss_cuda/_checks.py).
+// is no tensor is checked in Python before (discloss_cuda/_check_arguments.py).
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 
 #include "common/check.h"
@@ -9,10 +10,17 @@
 
 namespace discloss {
 
+inline void check_number(const char* name, double number, bool negative_too) {
+  TORCH_CHECK_VALUE(std::isfinite(number), name, ": expected a finite number, got ", number);
+  TORCH_CHECK_VALUE(negative_too || number >= 0, name, ": expected a number >= 0, got ", number);
+}
+
 inline void check_parameters(const Parameters& p) {
-  TORCH_CHECK_VALUE(p.delta_var >= 0, "delta_var: expected a number >= 0, got ", p.delta_var);
-  TORCH_CHECK_VALUE(p.delta_dist >= 0, "delta_dist: expected a number >= 0, got ", p.delta_dist);
-  TORCH_CHECK_VALUE(p.norm == 1 || p.norm == 2, "norm: expected 1 or 2, got ", p.norm);
+  check_number("delta_var", p.delta_var, false);
+  check_number("delta_dist", p.delta_dist, false);
+  check_number("alpha", p.alpha, true);
+  check_number("beta", p.beta, true);
+  check_number("gamma", p.gamma, true);
 }
 
 inline void check_forward(const ForwardInputs& in) {

@@ -129,6 +129,8 @@ using BackwardFunction = at::Tensor(const std::optional<at::Tensor>&,
 inline Parameters parameters_of(at::ArrayRef<double> numbers) {
   TORCH_CHECK_VALUE(numbers.size() == Parameters::kCount, "parameters: expected ",
                     Parameters::kCount, " numbers, got ", numbers.size());
+  const double norm = numbers[Parameters::kCount - 1];  // before it becomes an integer
+  TORCH_CHECK_VALUE(norm == 1 || norm == 2, "norm: expected 1 or 2, got ", norm);
   return Parameters::of(numbers.data());
 }
 

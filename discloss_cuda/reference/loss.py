@@ -14,6 +14,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Literal, Unpack, overload
 
 import torch
@@ -288,7 +289,12 @@ def _number_instances(
 
     Ignored pixels keep the -1 they have. Returns how many ids there are.
     """
-    ignore_labels = [ignore_label] if isinstance(ignore_label, int) else list(ignore_label or ())
+    if ignore_label is None:
+        ignore_labels = []
+    elif isinstance(ignore_label, Integral):
+        ignore_labels = [int(ignore_label)]
+    else:
+        ignore_labels = [int(ignored_id) for ignored_id in ignore_label]
     ids = labels.to(torch.int64)
     takes_part = kept(ids, ignore_labels)
     distinct, number = torch.unique(ids[takes_part], return_inverse=True)

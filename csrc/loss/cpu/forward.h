@@ -176,7 +176,7 @@ class ImageForward {
     return variance;
   }
 
-  // L_reg
+  // L_reg. A norm whose square is 0 in accscalar_t counts as 0, as it does in its derivative.
   template <int kNorm>
   double sum_of_norms() const {
     double total = 0;
@@ -185,7 +185,7 @@ class ImageForward {
       for (int64_t d = 0; d < channels_; ++d) {
         sum = Norm<kNorm>::accumulate(sum, static_cast<double>(result_.means[k * channels_ + d]));
       }
-      total += Norm<kNorm>::finish(sum);
+      total += static_cast<accscalar_t>(sum) == 0 ? 0.0 : Norm<kNorm>::finish(sum);
     }
     return total / static_cast<double>(instances_);
   }
