@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -50,8 +50,10 @@ def offsets_of(
     if batch_size is None:
         if batch.is_meta:
             raise ValueError("batch_size: expected an int for meta tensors, got None")
-        batch_size = batch[-1].item() + 1 if batch.numel() else 0
-    result: Tensor = _ops.current().batch_offsets(batch, check_size("batch_size", batch_size))
+        last: Any = batch[-1].item() if batch.numel() else -1
+        batch_size = last + 1
+    size = check_size("batch_size", batch_size)
+    result: Tensor = _ops.current().batch_offsets(batch, size)
     return result
 
 
@@ -101,7 +103,8 @@ def _reduce(per_image: Tensor, reduction: str) -> Tensor:
     if reduction == "sum":
         return per_image.sum()
     if torch.compiler.is_compiling():  # B may be a symbol, of which nothing can be asked
-        return per_image.sum() / torch.sym_max(images, 1)
+        mean: Tensor = per_image.sum() / torch.sym_max(images, 1)
+        return mean
     if images == 1:
         return per_image.squeeze(0)  # no arithmetic, neither here nor in backward
     return per_image.mean() if images > 0 else per_image.sum()

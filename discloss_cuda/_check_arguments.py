@@ -166,7 +166,8 @@ def _check_number(name: str, value: float, least: float) -> float:
     if type(value) is not float:
         if not _is_real(value):
             if _is_numpy(value):
-                return _from_numpy(name, value, "a number")
+                later: float = _from_numpy(name, value, "a number")
+                return later
             raise TypeError(f"{name}: expected a number, got {describe(value)}")
         try:
             number = float(value)
@@ -182,7 +183,8 @@ def _check_number(name: str, value: float, least: float) -> float:
 def _check_norm(norm: int) -> int:
     if not _is_real(norm):
         if _is_numpy(norm):
-            return _from_numpy("norm", norm, "1 or 2")
+            later: int = _from_numpy("norm", norm, "1 or 2")
+            return later
         raise TypeError(f"norm: expected 1 or 2, got {describe(norm)}")
     if norm not in (1, 2):
         raise ValueError(f"norm: expected 1 or 2, got {cut(str(norm))}")

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .functional import check_ignore_label
+from ._check_arguments import check_ignore_label
 
 
 class Regions(NamedTuple):

@@ -94,7 +94,8 @@ def apply(
     if compiling:
         if is_annotated(embeddings):  # a copy, as of the labels
             embeddings = embeddings.neg().neg()
-        return _forward_in_graph(embeddings, *arguments)[:count]
+        results = _forward_in_graph(embeddings, *arguments)
+        return results[:count]
     if has_torch_function((embeddings, labels, offsets)) or type(max_instances) is not int:
         results = ops.forward(embeddings, *arguments, squeeze=squeeze)
         return results[:count]
@@ -102,7 +103,7 @@ def apply(
     return results
 
 
-@torch.compiler.allow_in_graph
+@torch.compiler.allow_in_graph  # type: ignore[untyped-decorator]
 def _forward_in_graph(
     embeddings: Tensor,
     labels: Tensor,

@@ -51,7 +51,7 @@ def apply(
     offsets: Tensor | None,  # [B + 1]
     max_instances: int,
     parameters: _ops.Parameters,
-    ignore_labels: list[int],
+    ignore_labels: list[int] | Tensor,  # a list, of an eager call
     group: ProcessGroup,
     grad_scale: str,
 ) -> tuple[Tensor, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, Generic, Literal, Unpack, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, Unpack, overload
 
 from torch import Tensor, nn
 from typing_extensions import TypeVar
@@ -95,7 +95,7 @@ class DiscriminativeLoss(nn.Module, Generic[Result]):
         parameters = check_parameters(delta_var, delta_dist, alpha, beta, gamma, norm)
         for name, number in parameters._asdict().items():
             setattr(self, name, number)
-        ids = check_ignore_label(ignore_label)
+        ids: Any = check_ignore_label(ignore_label)
         several = isinstance(ignore_label, Collection)
         self.ignore_label = None if ignore_label is None else ids if several else ids[0]
         self.max_instances = check_max_instances(max_instances)

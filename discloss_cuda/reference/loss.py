@@ -291,7 +291,7 @@ def _number_instances(
     """
     if ignore_label is None:
         ignore_labels = []
-    elif isinstance(ignore_label, Integral):
+    elif isinstance(ignore_label, int | Integral):
         ignore_labels = [int(ignore_label)]
     else:
         ignore_labels = [int(ignored_id) for ignored_id in ignore_label]
