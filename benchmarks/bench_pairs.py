@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--pixels", type=int, nargs="+", default=[2**k for k in range(8, 19)], help="N, rising")
     add("--dim", type=int, default=8, help="D")
     add("--instances", type=int, default=16, help="K, at most 64")
-    add("--calls", type=int, default=5, help="of which the median is taken")
+    add("--calls", type=int, default=5, help="of which the fastest counts")
     add("--limit", type=float, default=30.0, help="seconds of a call")
     add("--threads", type=int, default=torch.get_num_threads())
     add("--json", metavar="FILE", type=Path, help="write all numbers, with machine and versions")
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def times_over_pixels(name: str, pixels: Sequence[int], options: argparse.Namespace) -> Record:
-    """Medians in milliseconds of one loss, and the exponent p of the last part, time ~ N^p."""
+    """Milliseconds of one loss, and the exponent p of the last part, time ~ N^p."""
     power, loss = LOSSES[name]
     points: list[Record] = []
     last = 0.0
@@ -68,8 +68,8 @@ def times_over_pixels(name: str, pixels: Sequence[int], options: argparse.Namesp
         x = 3 * torch.randn(1, options.dim, number, generator=generator)
         labels = torch.randint(options.instances, (1, number), generator=generator)
         _seconds(loss, x, labels)
-        last = float(np.median([_seconds(loss, x, labels) for _ in range(options.calls)]))
-        points.append({"pixels": number, "median_ms": last * 1e3})
+        last = min(_seconds(loss, x, labels) for _ in range(options.calls))
+        points.append({"pixels": number, "best_ms": last * 1e3})
     return {"name": name, "points": points, "exponent": exponent(points)}
 
 
@@ -78,7 +78,7 @@ def exponent(points: list[Record]) -> float | None:
     last = points[-4:]
     if len(last) < 2:
         return None
-    n, ms = (np.log([point[key] for point in last]) for key in ("pixels", "median_ms"))
+    n, ms = (np.log([point[key] for point in last]) for key in ("pixels", "best_ms"))
     return float(np.polyfit(n, ms, 1)[0])
 
 
@@ -91,7 +91,7 @@ def _seconds(loss: Loss, x: Tensor, labels: Tensor) -> float:
 
 def table(records: list[Record]) -> str:
     """Milliseconds, a line a number of pixels, and the exponents."""
-    columns = [{p["pixels"]: p["median_ms"] for p in record["points"]} for record in records]
+    columns = [{p["pixels"]: p["best_ms"] for p in record["points"]} for record in records]
     lines = ["".join([f"{'N':>9}", *(f"{record['name'] + ' ms':>25}" for record in records)])]
     for pixels in sorted({pixels for column in columns for pixels in column}):
         values = (f"{report.number(column.get(pixels)):>25}" for column in columns)
@@ -106,7 +106,7 @@ def write_plot(path: Path, machine: Record, records: list[Record]) -> None:
     pyplot = importlib.import_module("matplotlib.pyplot")
     figure, axes = pyplot.subplots(figsize=(5.5, 3.6), layout="constrained", facecolor=GROUND)
     for record in records:
-        n, ms = ([p[key] for p in record["points"]] for key in ("pixels", "median_ms"))
+        n, ms = ([p[key] for p in record["points"]] for key in ("pixels", "best_ms"))
         axes.loglog(n, ms, marker="o", label=record["name"])
     axes.set(xlabel="pixels", ylabel="ms, forward + backward")
     axes.set_title(f"{machine['cpu']}, {machine['threads']} thread(s)", fontsize=9)
