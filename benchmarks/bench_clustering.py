@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 from measuring import clustering_report, report
-from measuring.clustering_measure import LONG, Record, Settings, measure
+from measuring.clustering_measure import CLOCKS, LONG, Record, Settings, measure
 from measuring.clustering_workloads import WORKLOADS, Workload
 from measuring.progress import ProgressLine
 
@@ -37,11 +37,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ |= dict.fromkeys(THREADS, str(options.threads))  # of the processes to come
     torch.set_num_threads(options.threads)
     machine = report.environment("cpu", options.threads, options.commit)
+    machine["clock"] = options.clock
     settings = Settings(
         threads=options.threads,
         calls=options.calls,
         seconds=options.seconds,
         give_up=options.give_up,
+        clock=options.clock,
         only=tuple(options.only),
         processes=not options.in_process,
     )
@@ -71,6 +73,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--quick", action="store_true", help="real embeddings and a small image, fewer calls")
     add("--workload", metavar="NAME", action="append", help="only this one; may hold *, and repeat")
     add("--list", action="store_true", help="name the workloads and stop")
+    clock = "wall, or the CPU time of the process: for one thread on a machine that others use"
+    add("--clock", choices=CLOCKS, default="wall", help=clock)
     only = "only these implementations; a name may hold *"
     add("--only", metavar="NAME", nargs="+", default=["*"], help=only)
     add("--calls", type=int, help="of each, at most; default 15, with --quick 5")
@@ -104,7 +108,8 @@ def _preamble(machine: Record, give_up: float) -> str:
         ", ".join(f"{key} {value}" for key, value in machine.items()),
         "copies: multiples of a warm copy_ of the embedding; x ours: of "
         f"{clustering_report.OURS}; both beside it in the same process",
-        f"over {LONG:.0f} s: called once; over {give_up:.0f} s with all repeats: stopped",
+        f"over {LONG:.0f} s: called once; over --seconds: timed once, warm; a process that is not "
+        f"through in {give_up:.0f} s: stopped",
         "AP: TP / (TP + FP + FN), mean over IoU 0.5 to 0.95; all scores are means over the images",
     ]
     if machine["load"] > machine["cpus"] / 2:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import time
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from discloss_cuda.metrics import instance_scores
 
-QUICK = Settings(threads=1, calls=3, seconds=0.0, give_up=120.0, processes=False)
+QUICK = Settings(threads=1, calls=3, seconds=0.5, give_up=120.0, processes=False)
 BY_NAME = {workload.name: workload for workload in WORKLOADS}
 
 
@@ -173,10 +174,11 @@ def test_what_takes_long_is_called_once_and_says_so(monkeypatch: pytest.MonkeyPa
 
     _only(monkeypatch, make)
     monkeypatch.setattr(clustering_measure, "LONG", 0.005)
-    row = look("tiny", "rival", QUICK)
+    short = dataclasses.replace(QUICK, seconds=0.001)
+    row = look("tiny", "rival", short)
     assert (row["once"], row["calls"], len(calls)) == (True, 1, 1)
-    record = {**measure(BY_NAME["tiny"], QUICK)}
-    assert "called once" in clustering_report.table(record).splitlines()[-1]
+    record = measure(BY_NAME["tiny"], short)
+    assert "timed once" in clustering_report.table(record).splitlines()[-1]
 
 
 def test_what_cannot_be_timed_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,7 +226,7 @@ def test_command_line(
 ) -> None:
     _only(monkeypatch, lambda problem: lambda: torch.zeros_like(problem.labels))
     file = tmp_path / "out.json"
-    options = ["--workload", "tiny", "--calls", "3", "--seconds", "0.01", "--in-process"]
+    options = ["--workload", "tiny", "--calls", "3", "--seconds", "0.1", "--in-process"]
     assert bench_clustering.main([*options, "--json", str(file)]) == 0
     found = json.loads(file.read_text())
     assert found["machine"].keys() >= {"date", "commit", "torch", "cpu", "threads"}
@@ -234,3 +236,12 @@ def test_command_line(
     table = capsys.readouterr().out.rpartition("tiny: ")[2]
     assert "rival" in table
     assert "\nours" not in table
+
+
+def test_time_of_the_process_leaves_out_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
+    _only(monkeypatch, lambda problem: lambda: (time.sleep(0.05), problem.labels)[1])
+    wall, cpu = (
+        look("tiny", "rival", dataclasses.replace(QUICK, clock=clock)) for clock in ("wall", "cpu")
+    )
+    assert wall["median_ms"] >= 50
+    assert cpu["median_ms"] < 25

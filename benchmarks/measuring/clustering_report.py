@@ -43,7 +43,7 @@ def table(record: Record) -> str:
 def _line(row: Record) -> str:
     if row["status"] != "ok":
         return f"{row['name']:{NAME_WIDTH}} {row['status']}"
-    mark = "  called once" if row["once"] else ""
+    mark = "  timed once" if row["once"] else ""
     values = "".join(f"{value(row):>{width}}" for _, width, value in COLUMNS)
     return f"{row['name']:{NAME_WIDTH}}{values}{mark}"
 
