@@ -134,7 +134,7 @@ stage_test() {
   has xdist || { echo "no pytest-xdist: one process" && parallel=(); }
   has mypy || { echo "left out, no mypy: tests/test_typing.py" && less+=(--ignore tests/test_typing.py); }
   SHOWN=12 step "$PYTHON" -m pytest -q -p no:cacheprovider ${parallel[@]+"${parallel[@]}"} \
-    "${less[@]}" -m "not emulated" -k "cuda"
+    "${less[@]}" -m "not emulated and not compiled" -k "cuda"
 }
 
 stage_sanitize() {
@@ -145,7 +145,7 @@ stage_sanitize() {
     filter=(--kernel-regex kns=discloss)
     [ $each != initcheck ] || filter=() # it has to see who writes, torch's kernels too
     step env PYTORCH_NO_CUDA_MEMORY_CACHING=1 "$sanitizer" --tool $each --error-exitcode 86 \
-      ${filter[@]+"${filter[@]}"} "$PYTHON" -m pytest -q -p no:cacheprovider -m "not emulated" \
+      ${filter[@]+"${filter[@]}"} "$PYTHON" -m pytest -q -p no:cacheprovider -m "not emulated and not compiled" \
       tests/test_values.py -k "${SANITIZED//$'\n'/ }"
   done
 }

@@ -85,9 +85,7 @@ def compiled_ops() -> Any:
     """The ops as nvcc compiles them, likewise."""
     import ptx
 
-    from discloss_cuda import _ops
-
-    return _ops.bind(ptx.load())
+    return ptx.ops()
 
 
 @pytest.fixture(params=[name for name, device in DEVICES.items() if device.everywhere])

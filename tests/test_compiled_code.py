@@ -90,7 +90,9 @@ def test_every_kernel_is_launched(
     call_everything(device, capability)
     executed = device.executed(capability)
     launched = {each.kernel for each in executed if each.warps > 0}
-    assert launched == {each.kernel for each in executed}
+    # Kernels for clusters are empty where there are none.
+    with_code = {each.kernel for each in executed if each.name not in ("ret", "exit")}
+    assert with_code - launched == set()
     share = sum(each.warps > 0 for each in executed) / len(executed)
     record_property("share of instructions executed", round(share, 3))
     print(f"sm_{ptx.ARCHITECTURES[capability]}: {share:.1%} of {len(executed)} instructions")
@@ -146,7 +148,7 @@ def test_fast_math_is_noticed(device: Interpreter) -> None:
     files = files_of(device, 80)
     (number,) = [i for i, path in enumerate(files) if path.stem.partition(".")[0] == source.stem]
     files[number] = fast.ptx[80]
-    assert re.search("unknown instruction: .*approx", notice(device, 8, files))
+    assert re.search(r"unknown instruction: \S+\.(ftz|approx)\b", notice(device, 8, files))
 
 
 def test_code_for_less_than_the_launcher_assumes_is_noticed(device: Interpreter) -> None:

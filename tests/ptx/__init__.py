@@ -2,8 +2,8 @@
 
 nvcc compiles the sources under ``csrc/*/cuda`` to PTX and to the host's launchers. The launchers
 run as they are: their calls of the CUDA runtime come to a stand-in, which executes the PTX warp by
-warp, in a random legal order. ``load`` registers the ops on CPU tensors under a namespace of their
-own, as the emulator does.
+warp, in a random legal order. The ops are registered on CPU tensors under a namespace of their own,
+as the emulator's are.
 
 What is checked while a kernel runs: accesses outside of the tensors that a call was given and of
 memory that torch has allocated, accesses outside of a block's shared memory, misaligned ones,
@@ -24,9 +24,10 @@ import contextlib
 import ctypes
 import functools
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from emulator import Emulator
 
@@ -52,6 +53,17 @@ class Instruction:
     least_sectors: int
     wavefronts: int
     least_wavefronts: int
+
+
+@dataclass(frozen=True)
+class Launched:
+    """All launches of a kernel; ``threads`` and ``shared_bytes`` of a block, the most of any."""
+
+    kernel: str
+    launches: int
+    blocks: int
+    threads: int
+    shared_bytes: int
 
 
 class Interpreter(Emulator):
@@ -129,13 +141,22 @@ class Interpreter(Emulator):
 
     def executed(self, capability: int) -> list[Instruction]:
         """Every instruction of every kernel that devices of a compute capability run."""
-        with tempfile.NamedTemporaryFile("r") as file:
-            self.library.ptx_write_counts(ctypes.c_int(capability), file.name.encode())
-            rows = [line.split("\t") for line in file.read().splitlines()]
+        rows = self._rows(self.library.ptx_write_counts, capability)
         return [
             Instruction(kernel, int(line), name, *map(int, counts))
             for kernel, line, name, *counts in rows
         ]
+
+    def launched(self, capability: int) -> list[Launched]:
+        """Every kernel that such devices have launched."""
+        rows = self._rows(self.library.ptx_write_launches, capability)
+        return [Launched(kernel, *map(int, numbers)) for kernel, *numbers in rows]
+
+    @staticmethod
+    def _rows(write: Callable[..., None], capability: int) -> list[list[str]]:
+        with tempfile.NamedTemporaryFile("r") as file:
+            write(ctypes.c_int(capability), file.name.encode())
+            return [line.split("\t") for line in file.read().splitlines()]
 
 
 @functools.cache
@@ -150,7 +171,10 @@ def device() -> Interpreter:
     return Interpreter(*build_package())
 
 
-def load() -> str:
-    """Register the compiled ops and give their namespace: ``getattr(torch.ops, load())``."""
+@functools.cache
+def ops() -> Any:
+    """The compiled ops with their gradients (discloss_cuda._ops.Ops)."""
+    from discloss_cuda import _ops
+
     device()
-    return NAMESPACE
+    return _ops.bind(NAMESPACE)

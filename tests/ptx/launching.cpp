@@ -1,6 +1,7 @@
 // What nvcc's own code asks of libcudart beside what the emulator's runtime.cpp stands in for: its
 // kernels are registered and launched here. The tests choose which PTX a device runs, and read what
 // was executed.
+#include <algorithm>
 #include <fstream>
 #include <map>
 #include <string>
@@ -73,6 +74,10 @@ void run(const emulator::KernelCall& call) {
     const Parameter& parameter = kernel.parameters[i];
     std::memcpy(launch.parameters.data() + parameter.offset, arguments[i], parameter.bytes);
   }
+  ++kernel.launches;
+  kernel.blocks += launch.blocks;
+  kernel.threads = std::max(kernel.threads, launch.threads);
+  kernel.shared_bytes = std::max(kernel.shared_bytes, launch.shared_bytes);
   const emulator::Settings& settings = emulator::device.settings;
   Grid grid(launch, static_cast<unsigned>(settings.resident_blocks),
             settings.seed ^ emulator::device.launches << 48, most_turns);
@@ -149,6 +154,9 @@ PTX_EXPORT void ptx_count_accesses(bool wanted) { ptx::count_accesses(wanted); }
 PTX_EXPORT void ptx_clear_counts() {
   for (auto& [capability, kernels] : ptx::loaded) {
     for (auto& [name, kernel] : kernels) {
+      kernel.launches = kernel.blocks = 0;
+      kernel.threads = 0;
+      kernel.shared_bytes = 0;
       for (ptx::Instruction& instruction : kernel.code) {
         instruction.counts = {};
       }
@@ -165,6 +173,18 @@ PTX_EXPORT void ptx_write_counts(int capability, const char* path) {
       file << name << '\t' << instruction.line << '\t' << instruction.name << '\t' << counts.warps
            << '\t' << counts.lanes << '\t' << counts.sectors << '\t' << counts.least_sectors << '\t'
            << counts.wavefronts << '\t' << counts.least_wavefronts << '\n';
+    }
+  }
+}
+
+// A line for every kernel that has been launched: its name, launches, blocks, and of a block
+// threads and bytes of shared memory.
+PTX_EXPORT void ptx_write_launches(int capability, const char* path) {
+  std::ofstream file(path);
+  for (const auto& [name, kernel] : ptx::kernels_of(capability)) {
+    if (kernel.launches > 0) {
+      file << name << '\t' << kernel.launches << '\t' << kernel.blocks << '\t' << kernel.threads
+           << '\t' << kernel.shared_bytes << '\n';
     }
   }
 }

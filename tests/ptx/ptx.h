@@ -89,7 +89,10 @@ struct Kernel {
   int registers = 0;
   std::vector<std::pair<int, Bits>> constants;
   std::vector<std::pair<int, std::string>> specials;  // "%tid.x"
-  std::uint64_t launches = 0;
+  // Of all launches: how many, their blocks, and of a block the most threads and shared memory.
+  std::uint64_t launches = 0, blocks = 0;
+  unsigned threads = 0;
+  std::size_t shared_bytes = 0;
 };
 
 // Kernels by name, as launchers ask for them.

@@ -30,6 +30,9 @@ ONLY_IN_TEST_ALL = {
     r"tests/test_compiled_code\.py::test_every_kernel_is_launched\[7\]": (
         "the code for the two newer architectures stays"
     ),
+    r"tests/test_kernel_counts\.py::test_counts_have_not_risen\[(?!voronoi-float32\])": (
+        "the usual workload stays"
+    ),
 }
 
 
