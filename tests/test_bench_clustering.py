@@ -217,7 +217,9 @@ def test_plot(tmp_path: Path) -> None:
     records = [
         {"workload": name, "rows": [row, {"name": "x", "status": "missing"}]} for name in "ab"
     ]
-    clustering_report.write_plot(tmp_path / "out.png", {"cpu": "some", "threads": 1}, records)
+    clustering_report.write_plot(
+        tmp_path / "out.png", {"cpu": "some", "threads": 1, "clock": "cpu"}, records
+    )
     assert (tmp_path / "out.png").read_bytes()[:4] == b"\x89PNG"
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -98,39 +97,41 @@ def write_plot(path: Path, machine: Record, records: list[Record]) -> None:
     """Quality over time, a panel a workload, a mark an implementation; up and left is better."""
     importlib.import_module("matplotlib").use("Agg")
     pyplot = importlib.import_module("matplotlib.pyplot")
-    shown = [record for record in records if any(row["status"] == "ok" for row in record["rows"])]
-    columns = min(len(shown), 3)
-    lines = -(-len(shown) // columns)
-    names = list(dict.fromkeys(row["name"] for record in shown for row in record["rows"]))
+    columns = 2 if len(records) in (2, 4) else min(len(records), 3)
+    lines = -(-len(records) // columns)
+    names = list(dict.fromkeys(row["name"] for record in records for row in record["rows"]))
     colours = dict(zip(names, pyplot.colormaps["tab20"].colors, strict=False))
-    size = (3.4 * columns, 1.2 + 2.6 * lines)
+    size = (3.6 * columns, 1.4 + 2.6 * lines)
     with pyplot.rc_context({"font.size": 8, "text.color": INK, "axes.labelcolor": INK}):
         figure, panels = pyplot.subplots(
             lines, columns, figsize=size, layout="constrained", facecolor=GROUND, squeeze=False
         )
-        for axes, record in zip(panels.flat, _padded(shown, panels.size), strict=True):
-            if record is None:
-                axes.set_axis_off()
-                continue
-            for row in record["rows"]:
-                if row["status"] == "ok":
-                    shape = "o" if row["name"].startswith("discloss_cuda") else "s"
-                    style = {"color": colours[row["name"]], "marker": shape}
-                    axes.scatter(row["median_ms"], row["ap"], s=40, **style)
-            axes.set(title=record["workload"], xscale="log", xlabel="ms", ylabel="AP")
-            axes.set_ylim(-0.05, 1.05)
-            axes.grid(color=LINES)
+        for axes in panels.flat[len(records) :]:
+            axes.set_axis_off()
+        for axes, record in zip(panels.flat, records, strict=False):
+            _draw_panel(axes, record, colours)
         handles = [
-            pyplot.Line2D([], [], color=colours[name], marker="s", linestyle="", label=name)
+            pyplot.Line2D([], [], color=colours[name], marker=_mark(name), linestyle="", label=name)
             for name in names
         ]
         figure.legend(handles=handles, loc="outside lower center", ncols=columns + 1, fontsize=7)
-        figure.suptitle(f"{machine['cpu']}, {machine['threads']} thread(s)", fontsize=9)
+        figure.suptitle(
+            f"{machine['cpu']}, {machine['threads']} thread(s), {machine['clock']} time", fontsize=9
+        )
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=150, metadata={"Software": None})
         pyplot.close(figure)
 
 
-def _padded(records: list[Record], size: int) -> Iterator[Record | None]:
-    yield from records
-    yield from [None] * (size - len(records))
+def _draw_panel(axes: Any, record: Record, colours: dict[str, Any]) -> None:
+    for row in record["rows"]:
+        if row["status"] == "ok":
+            style = {"color": colours[row["name"]], "marker": _mark(row["name"]), "zorder": 2}
+            axes.scatter(row["median_ms"], row["ap"], s=40, **style)
+    axes.set(title=record["workload"], xscale="log", xlabel="ms", ylabel="AP")
+    axes.set(xlim=(1, 1e6), ylim=(-0.05, 1.05))
+    axes.grid(color=LINES)
+
+
+def _mark(name: str) -> str:
+    return "o" if name.startswith("discloss_cuda") else "s"

@@ -152,8 +152,10 @@ def real(file: str) -> Problem:
 
 
 def _image(name: str, shape: Sequence[int], instances: int, **options: bool) -> Workload:
-    words = [word for word in options if options[word]] or ["3 % mixed"]
-    about = f"[1, {', '.join(map(str, shape))}] K{instances}, {', '.join(words)}"
+    words = "clean" if options.get("clean") else "3 % mixed"
+    if options.get("full"):
+        words = f"no background, {words}"
+    about = f"[1, {', '.join(map(str, shape))}] K{instances}, {words}"
     quick = name == "small"
     return Workload(name, about, partial(synthetic, shape, instances, **options), quick)
 
