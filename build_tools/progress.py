@@ -31,7 +31,6 @@ def say(text: str) -> None:
 @contextmanager
 def compiling(folder: Path, sources: list[str], seconds: float = 0.5) -> Iterator[None]:
     """Says what ninja has compiled in ``folder``, as its log there tells every few ``seconds``."""
-    names = {Path(source).name.partition(".")[0]: source for source in sources}
     known = set(entries(folder))
     over = threading.Event()
 
@@ -43,9 +42,8 @@ def compiling(folder: Path, sources: list[str], seconds: float = 0.5) -> Iterato
                 if entry not in known:
                     known.add(entry)
                     begin, end, _, output, _ = entry  # ms, ms, time of the file, file, hash
-                    name = Path(output).name.partition(".")[0]
                     took = (int(end) - int(begin)) / 1000
-                    say(f"compiled {names.get(name, name)} in {took:.0f} s")
+                    say(f"compiled {source_of(output, sources)} in {took:.0f} s")
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
@@ -54,6 +52,13 @@ def compiling(folder: Path, sources: list[str], seconds: float = 0.5) -> Iterato
     finally:
         over.set()
         watcher.join()
+
+
+def source_of(output: str, sources: list[str]) -> str:
+    """The source of an object, which is named by its path (C++) or by its name (CUDA)."""
+    name = output.removesuffix(".o")
+    found = (s for s in sources if name.endswith((str(Path(s).with_suffix("")), Path(s).name)))
+    return next(found, name)
 
 
 def entries(folder: Path) -> list[tuple[str, ...]]:

@@ -62,14 +62,15 @@ using DirectForward = DirectCall<ForwardFunction>;
 void name_grad_fn(const char* name) {
   using namespace torch::autograd;
   static PyTypeObject type;
-  static PyGetSetDef properties[] = {THP_FUNCTION_DEFAULT_PROPERTIES, {nullptr}};
+  static PyGetSetDef properties[] = {THP_FUNCTION_DEFAULT_PROPERTIES,
+                                     {nullptr, nullptr, nullptr, nullptr, nullptr}};
   static PyMethodDef methods[] = {
       {"_register_hook_dict", THPCppFunction_register_hook_dict, METH_O, nullptr},
       {"register_hook", THPCppFunction_register_hook, METH_O, nullptr},
       {"register_prehook", THPCppFunction_register_prehook, METH_O, nullptr},
       {"name", THPCppFunction_name, METH_NOARGS, nullptr},
       {"_sequence_nr", THPCppFunction_sequence_nr, METH_NOARGS, nullptr},
-      {nullptr}};
+      {nullptr, nullptr, 0, nullptr}};
   _initFunctionPyTypeObject(type, name, properties, methods);
   registerCppFunction(typeid(CppNode<discloss::Autograd<kNamespace>>), &type);
 }

@@ -389,6 +389,16 @@ def test_nothing_compiled_is_nothing_said(
     assert capsys.readouterr().err == ""
 
 
+def test_sources_of_one_name_are_told_apart() -> None:
+    sources = ["csrc/a/cpu/kernels.cpp", "csrc/b/cpu/kernels.cpp", "csrc/b/cuda/passes.cu"]
+    for output, source in zip(
+        ("/build/csrc/a/cpu/kernels.o", "/build/csrc/b/cpu/kernels.o", "/build/nvcc/passes.cu.o"),
+        sources,
+        strict=True,
+    ):
+        assert progress.source_of(output, sources) == source
+
+
 def test_a_front_end_does_not_hide_progress(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
