@@ -15,7 +15,7 @@ except ImportError as error:
         "again."
     ) from error
 
-from . import metrics, reference
+from . import metrics, reference, tracking
 from ._doors import DiscriminativeLossFunction
 from .clustering import (
     Clusters,
@@ -41,4 +41,5 @@ __all__ = [
     "discriminative_loss_packed",
     "metrics",
     "reference",
+    "tracking",
 ]

@@ -87,8 +87,8 @@ class ClusterNumbers(NamedTuple):
 
     def checked(self) -> ClusterNumbers:
         """The same, or an error that names the wrong one."""
-        v = _number("delta_var", self.delta_var)
-        d = _number("delta_dist", self.delta_dist)
+        v = number("delta_var", self.delta_var)
+        d = number("delta_dist", self.delta_dist)
         if v < LEAST_MARGIN:
             raise ValueError(f"delta_var: expected a number >= {LEAST_MARGIN}, got {v}")
         if d < NEAR * v:
@@ -110,7 +110,7 @@ class ClusterNumbers(NamedTuple):
         )
 
 
-def _number(name: str, value: float) -> float:
+def number(name: str, value: float) -> float:
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name}: expected a number, got {describe(value)}")
     if not math.isfinite(value):

@@ -26,15 +26,18 @@ import torch
 from torch import Tensor
 
 from ._contingency import ContingencyTable, Regions, contingency_table, sum_by
+from ._tracking_metrics import MotsScores, mots_scores
 
 __all__ = [
     "AP_THRESHOLDS",
     "ContingencyTable",
     "InstanceScores",
+    "MotsScores",
     "adjusted_rand_index",
     "average_precision",
     "contingency_table",
     "instance_scores",
+    "mots_scores",
     "symmetric_best_dice",
     "true_positives",
 ]

@@ -16,11 +16,30 @@ from typing import Any
 import pytest
 
 import discloss_cuda
-from discloss_cuda import _ops, functional, metrics, module, reference, terms
+from discloss_cuda import (
+    _ops,
+    _tracking_metrics,
+    functional,
+    metrics,
+    module,
+    reference,
+    terms,
+    tracking,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/**/*.md")]
-MODULES = (discloss_cuda, _ops, functional, metrics, module, reference, terms)
+MODULES = (
+    discloss_cuda,
+    _ops,
+    _tracking_metrics,
+    functional,
+    metrics,
+    module,
+    reference,
+    terms,
+    tracking,
+)
 
 
 def examples(modules: tuple[ModuleType, ...]) -> list[doctest.DocTest]:
