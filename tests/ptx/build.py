@@ -26,6 +26,8 @@ ARCHITECTURES = {7: 75, 8: 80, 9: 90}
 FLAGS = ("-std=c++17", "-O3", "-lineinfo", "-Xcompiler=-fPIC", f"-I{ROOT / 'csrc'}")
 
 INTERPRETER = (
+    "access_counts.cpp",
+    "accesses.cpp",
     "arithmetic.cpp",
     "barriers.cpp",
     "body.cpp",

@@ -4,7 +4,7 @@
 #include <map>
 #include <numeric>
 
-#include "memory.h"
+#include "access_counts.h"
 
 namespace ptx {
 namespace {

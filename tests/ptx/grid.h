@@ -23,8 +23,8 @@ inline unsigned count_of(Mask lanes) { return static_cast<unsigned>(std::popcoun
 
 class Grid {
  public:
-  // `seed` decides the order, unless accesses are counted (memory.h). A grid that executes more
-  // than `most_turns` turns of warps is taken to run without end.
+  // `seed` decides the order, unless accesses are counted (access_counts.h). A grid that executes
+  // more than `most_turns` turns of warps is taken to run without end.
   Grid(const Launch& launch, unsigned resident_blocks, std::uint64_t seed,
        std::uint64_t most_turns);
 

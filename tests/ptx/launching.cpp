@@ -7,6 +7,7 @@
 #include <string>
 
 #include "../emulator/device.h"
+#include "access_counts.h"
 #include "grid.h"
 #include "memory.h"
 #include "parser.h"
