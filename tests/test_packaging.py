@@ -376,7 +376,7 @@ def test_says_what_has_been_compiled(
     monkeypatch.setattr(progress, "TERMINAL", tmp_path / "terminal")
     with progress.compiling(tmp_path, ["csrc/bindings.cpp", "csrc/loss/cpu/push.cpp"], seconds=60):
         # Rewritten, as ninja does now and then, with one more entry and the beginning of another.
-        log.write_text(LOG + OLD + "5\t2505\t18\tbuild/push.o\tcd\n" + "7\t90")
+        log.write_text(LOG + OLD + "5\t2505\t18\tbuild/csrc/loss/cpu/push.o\tcd\n" + "7\t90")
     assert capsys.readouterr().err == "discloss_cuda: compiled csrc/loss/cpu/push.cpp in 2 s\n"
     assert not (tmp_path / "terminal").exists()
 
