@@ -1,16 +1,18 @@
 // Steps 5 and 6: each pixel to its nearest mode. A pixel nearer to a mode than half of the distance
 // between that mode and the next is nearest to it (Modes::accept), so the mode of the pixel before
-// and those of the row above are tried first; what they do not take is searched.
+// and those of the row above are tried first; what they do not take is searched. Around a pixel
+// that is so far from all modes that its neighbours are too, nothing is searched.
 #pragma once
 
 #include "read_block.h"
 
 namespace discloss::cpu::clustering::DISCLOSS_CPU_TARGET {
 
-// The nearest mode of q nearer than d (ties: the lower number), or -1, and its squared distance.
-inline int32_t nearest_mode(const ModeColumns& modes, const float* accept, const float* q,
-                            float assign, float reach, float& square) {
-  const float low = q[modes.key_channel] - reach, high = q[modes.key_channel] + reach;
+// The nearest mode of q (ties: the lower number) and its squared distance; -1 if none is nearer
+// than all.wide.
+inline int32_t nearest_mode(const Modes& all, const ModeColumns& modes, const float* q,
+                            float& square) {
+  const float low = q[modes.key_channel] - all.reach, high = q[modes.key_channel] + all.reach;
   int64_t begin = 0, end = modes.count;
   for (int64_t length = modes.count; length > 0;) {  // the first key that is not below `low`
     const int64_t half = length / 2;
@@ -19,7 +21,7 @@ inline int32_t nearest_mode(const ModeColumns& modes, const float* accept, const
     length = below ? length - half - 1 : half;
   }
   int32_t nearest = -1;
-  square = assign;
+  square = all.wide;
   for (int64_t b = begin / kBlock * kBlock; b < end && !(modes.key[b] > high); b += kBlock) {
     Block s;
     // Equal ones as well, of which the number decides.
@@ -38,7 +40,7 @@ inline int32_t nearest_mode(const ModeColumns& modes, const float* accept, const
         nearest = mode;
       }
     }
-    if (nearest >= 0 && square < accept[nearest]) {
+    if (nearest >= 0 && square < all.accept[nearest]) {
       break;
     }
   }
@@ -85,12 +87,15 @@ struct BlockPass {
   const Modes& modes;
   AssignPass& pass;
   int32_t candidate = -1;  // the mode of the last pixel that was assigned
+  uint32_t sound = 0;      // pixels of the tile that are known to be finite
+  float lonely = 0;        // pixels nearer (squared) than this to pass.lonely_point have no mode
 
   // Pixels of `todo` that mode k takes for certain; they are done.
   DISCLOSS_INLINE uint32_t take(int32_t k, int64_t first, uint32_t todo) {
     const Columns tile = {pass.tile, image.channels};
     const Block s = squares_from(tile, 0, modes.rows + k * image.channels);
     const uint32_t taken = less(s, splat(modes.accept[k])) & todo;
+    sound |= less(s, splat(INFINITY));
     if (taken == 0) {
       return 0;
     }
@@ -124,13 +129,23 @@ struct BlockPass {
         break;
       }
       last = k;
-      const uint32_t taken = take(k, first, todo);
-      if (taken == 0) {
-        break;
-      }
-      todo &= ~taken;
+      todo &= ~take(k, first, todo);
     }
     return todo;
+  }
+
+  // pass.point has no mode, the nearest being so far. The pixels of the tile of which that says the
+  // same: for true distances |q - mode| >= |point - mode| - |q - point|, and modes.share has room
+  // for what is rounded.
+  DISCLOSS_INLINE uint32_t remember_lonely(float square) {
+    const double radius = std::sqrt(static_cast<double>(square)) * modes.share -
+                          std::sqrt(static_cast<double>(modes.assign)) / modes.share;
+    lonely = radius > 0 ? static_cast<float>(radius * radius * modes.share) : 0;
+    if (!(lonely > 0)) {
+      return 0;
+    }
+    std::memcpy(pass.lonely_point, pass.point, static_cast<size_t>(image.channels) * sizeof(float));
+    return less(squares_from({pass.tile, image.channels}, 0, pass.point), splat(lonely));
   }
 
   // Pixels of one class; those that have a mode.
@@ -143,10 +158,14 @@ struct BlockPass {
       done |= todo & ~take_from_above(first, todo & ~done);
     }
     uint32_t searched = todo & ~done;
-    if (searched != 0 && pass.check_finite) {
-      const uint32_t sound = finite(pass.tile, image.channels, searched);
-      pass.found_infinite |= sound != searched;
-      searched = sound;
+    if (searched != 0 && lonely > 0) {
+      const Block square = squares_from({pass.tile, image.channels}, 0, pass.lonely_point);
+      searched &= ~less(square, splat(lonely));
+    }
+    if (pass.check_finite && (searched & ~sound) != 0) {
+      sound |= finite(pass.tile, image.channels, searched);
+      pass.found_infinite |= (searched & ~sound) != 0;
+      searched &= sound;
     }
     while (searched != 0) {
       const int lane = __builtin_ctz(searched);
@@ -155,9 +174,9 @@ struct BlockPass {
         pass.point[c] = pass.tile[c * kBlock + lane];
       }
       float square;
-      const int32_t k =
-          nearest_mode(of_class, modes.accept, pass.point, modes.assign, modes.reach, square);
-      if (k < 0) {
+      const int32_t k = nearest_mode(modes, of_class, pass.point, square);
+      if (!(square < modes.assign)) {
+        searched &= ~remember_lonely(square);
         continue;
       }
       pass.labels[first + lane] = pass.base + k + 1;
@@ -189,6 +208,7 @@ inline void assign(const ImageView& image, const Modes& modes, AssignPass& pass)
       }
       const int64_t first = word * 64 + shift;
       read_tile(image, first, pass.tile);
+      block.sound = 0;
       uint32_t done = 0;
       if (image.classes == nullptr) {
         const bool above = image.width > 0 && first - image.width >= begin;
@@ -204,6 +224,7 @@ inline void assign(const ImageView& image, const Modes& modes, AssignPass& pass)
         if (block.candidate >= 0 && modes.mode_class[block.candidate] != of_class) {
           block.candidate = -1;
         }
+        block.lonely = 0;
         done |= block.assign(modes.of_class[of_class], first, same, false);
         todo &= ~same;
       }

@@ -33,13 +33,18 @@ const ClusterKernels& best_kernels() {
   }
 }
 
+// Channel by channel of some pixels at a time, as they lie in memory.
 template <typename scalar_t>
 void gather_rows(const ImageView& image, const int64_t* pixels, int64_t count, float* rows) {
+  constexpr int64_t kTogether = 256;
   const auto* embeddings = reinterpret_cast<const scalar_t*>(image.embeddings);
-  for (int64_t i = 0; i < count; ++i) {
-    const scalar_t* pixel = embeddings + pixels[i] * image.pixel_stride;
+  for (int64_t first = 0; first < count; first += kTogether) {
+    const int64_t last = std::min(first + kTogether, count);
     for (int64_t c = 0; c < image.channels; ++c) {
-      rows[i * image.channels + c] = static_cast<float>(pixel[c * image.channel_stride]);
+      const scalar_t* channel = embeddings + c * image.channel_stride;
+      for (int64_t i = first; i < last; ++i) {
+        rows[i * image.channels + c] = static_cast<float>(channel[pixels[i] * image.pixel_stride]);
+      }
     }
   }
 }

@@ -29,32 +29,23 @@ class Components {
   // with which they share most faces (ties: the lower label), all at once.
   void join_fragments(int64_t fragment) {
     connect();
-    std::vector<Border> borders;
+    Borders borders(runs_.size());
     for_each_border([&](int64_t i, int64_t j, int64_t faces) {
       note(i, j, faces, fragment, borders);
       note(j, i, faces, fragment, borders);
     });
-    std::sort(borders.begin(), borders.end(), [](const Border& a, const Border& b) {
-      return a.small != b.small ? a.small < b.small : a.large < b.large;
-    });
-    std::vector<int32_t> taken(runs_.size(), -1);  // label of a small component, by its root
-    for (size_t i = 0; i < borders.size();) {
-      const int64_t small = borders[i].small;
+    std::vector<int32_t> taken(runs_.size());  // label of a small component, by its root
+    for (size_t small = 0; small < runs_.size(); ++small) {
       int64_t longest = 0;
-      int32_t label = 0;
-      while (i < borders.size() && borders[i].small == small) {
-        const int64_t large = borders[i].large;
-        int64_t faces = 0;
-        for (; i < borders.size() && borders[i].small == small && borders[i].large == large; ++i) {
-          faces += borders[i].faces;
-        }
-        const int32_t of_large = runs_[static_cast<size_t>(large)].label;
-        if (faces > longest || (faces == longest && of_large < label)) {
-          longest = faces;
-          label = of_large;
+      for (int32_t at = borders.first[small]; at >= 0;
+           at = borders.all[static_cast<size_t>(at)].next) {
+        const auto& border = borders.all[static_cast<size_t>(at)];
+        const int32_t label = run(border.large).label;
+        if (border.faces > longest || (border.faces == longest && label < taken[small])) {
+          longest = border.faces;
+          taken[small] = label;
         }
       }
-      taken[static_cast<size_t>(small)] = label;
     }
     for (size_t i = 0; i < runs_.size(); ++i) {
       const int32_t label = taken[static_cast<size_t>(root_[i])];
@@ -105,10 +96,30 @@ class Components {
     int64_t end() const { return begin + length; }
   };
 
-  struct Border {
-    int64_t small;
-    int64_t large;
-    int64_t faces;
+  // What each small component shares with large ones, as lists by its root.
+  struct Borders {
+    explicit Borders(size_t roots) : first(roots, -1) {}
+
+    void add(int64_t small, int64_t large, int64_t faces) {
+      int32_t at = first[static_cast<size_t>(small)];
+      while (at >= 0 && all[static_cast<size_t>(at)].large != large) {
+        at = all[static_cast<size_t>(at)].next;
+      }
+      if (at >= 0) {
+        all[static_cast<size_t>(at)].faces += faces;
+      } else {
+        all.push_back({large, faces, first[static_cast<size_t>(small)]});
+        first[static_cast<size_t>(small)] = static_cast<int32_t>(all.size()) - 1;
+      }
+    }
+
+    struct Border {
+      int64_t large;
+      int64_t faces;
+      int32_t next;
+    };
+    std::vector<Border> all;
+    std::vector<int32_t> first;
   };
 
   void find_runs(const std::vector<uint64_t>& foreground) {
@@ -226,12 +237,11 @@ class Components {
     }
   }
 
-  void note(int64_t i, int64_t j, int64_t faces, int64_t fragment,
-            std::vector<Border>& borders) const {
+  void note(int64_t i, int64_t j, int64_t faces, int64_t fragment, Borders& borders) const {
     const int64_t small = root_[static_cast<size_t>(i)], large = root_[static_cast<size_t>(j)];
     if (run(j).label > 0 && size_[static_cast<size_t>(small)] < fragment &&
         size_[static_cast<size_t>(large)] >= fragment) {
-      borders.push_back({small, large, faces});
+      borders.add(small, large, faces);
     }
   }
 

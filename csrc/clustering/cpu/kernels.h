@@ -56,7 +56,9 @@ struct Modes {
   const ModeColumns* of_class;
   float near;    // squared 2.02 v
   float assign;  // squared d
-  float reach;   // a little more than d
+  float wide;    // squared d + v: of what is beyond nothing is asked
+  float reach;   // a little more than d + v
+  double share;  // of distances, for what is rounded: below 1
 };
 
 // A range of words of 64 pixels to assign, and what comes of it.
@@ -66,10 +68,11 @@ struct AssignPass {
   int32_t base;     // labels up to it are of earlier rounds
   int64_t first_word;
   int64_t last_word;
-  int64_t* support;   // [K]  pixels nearer than `near` are added
-  float* tile;        // [D, kBlock]
-  float* point;       // [D]
-  bool check_finite;  // whether pixels may be infinite or NaN: those keep their bits
+  int64_t* support;     // [K]  pixels nearer than `near` are added
+  float* tile;          // [D, kBlock]
+  float* point;         // [D]
+  float* lonely_point;  // [D]
+  bool check_finite;    // whether pixels may be infinite or NaN: those keep their bits
   bool found_infinite;
 };
 

@@ -39,13 +39,16 @@ class ModeTable {
                                            store.columns.count()};
       find_accepts(kernels, store, options, radii);
     }
+    const double wide = options.delta_dist + options.delta_var;
     modes_ = {rows_.data(),
               accept_.data(),
               mode_class_.data(),
               of_class_.data(),
               radii.near,
               radii.assign,
-              static_cast<float>(options.delta_dist * kBeyond)};
+              static_cast<float>(wide * wide),
+              static_cast<float>(wide * kBeyond),
+              safe_share(channels_)};
   }
 
   const Modes& modes() const { return modes_; }

@@ -40,8 +40,8 @@ struct Given {
   std::vector<int32_t> source;
 };
 
-// Pixels whose bit is set are those that are left. Where no more are left than a sample may hold,
-// they are kept as rows of float32, an image of their own, and the whole one is not read again.
+// Pixels whose bit is set are those that are left. Where few are left, they are kept as rows of
+// float32, an image of their own, and the whole one is not read again.
 class Rounds {
  public:
   // labels [N]: 0, and afterwards numbers of modes. parts: as many as there are threads to use.
@@ -67,6 +67,9 @@ class Rounds {
  private:
   // Of a round: the modes that stay, or that pixels were found that are not finite.
   static constexpr int64_t kNotFinite = -1;
+
+  // Pixels are few where two samples hold them.
+  static constexpr int64_t kPackedSamples = 2;
 
   bool try_all(const Given& given) {
     found_ = {{image_.channels, {}, {}}, {}, false};
@@ -170,7 +173,7 @@ class Rounds {
       unpack_assigned();
     }
     pixels_left_ = method_.kernels.count_bits(left_.data(), static_cast<int64_t>(left_.size()));
-    if (!packed_ && pixels_left_ <= options_.sample) {
+    if (!packed_ && pixels_left_ <= kPackedSamples * options_.sample) {
       pack();
     }
   }
@@ -407,11 +410,18 @@ class Rounds {
       auto& of_part = support[static_cast<size_t>(part)];
       of_part.resize(count);
       Floats tile;
-      tile.resize(image_.channels * (kBlock + 1));
-      AssignPass pass = {
-          todo.data(), view_labels(),  base,        first,
-          last,        of_part.data(), tile.data(), tile.data() + image_.channels * kBlock,
-          !checked_,   false};
+      tile.resize(image_.channels * (kBlock + 2));
+      AssignPass pass = {};
+      pass.todo = todo.data();
+      pass.labels = view_labels();
+      pass.base = base;
+      pass.first_word = first;
+      pass.last_word = last;
+      pass.support = of_part.data();
+      pass.tile = tile.data();
+      pass.point = pass.tile + image_.channels * kBlock;
+      pass.lonely_point = pass.point + image_.channels;
+      pass.check_finite = !checked_;
       method_.kernels.assign(view(), table.modes(), pass);
       found_infinite[static_cast<size_t>(part)] = pass.found_infinite;
     });
