@@ -22,7 +22,7 @@ from torch import Tensor
 
 from discloss_cuda.metrics import instance_scores
 
-QUICK = Settings(threads=1, calls=3, seconds=0.5, give_up=120.0, processes=False)
+QUICK = Settings(threads=1, calls=3, seconds=60.0, give_up=120.0, processes=False)
 BY_NAME = {workload.name: workload for workload in WORKLOADS}
 
 
