@@ -321,7 +321,7 @@ def test_elements_beyond_the_range_of_32_bits(
 ) -> None:
     x, labels = trained((100,), 3, 3, images=shape[0])
     far = sparse(shape, strides).copy_(x)
-    for sample in (40, 4096):
+    for sample in (12, 4096):  # of these only the image is read where it lies
         found = cluster_embeddings(far, labels > 0, min_size=4, sample=sample)
         assert found.any()
         expected = cluster_embeddings(x.half(), labels > 0, min_size=4, sample=sample)

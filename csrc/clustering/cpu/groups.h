@@ -70,7 +70,7 @@ class Groups {
   }
 
  private:
-  static constexpr int64_t kStored = 16;  // neighbours of a group; of more they are found anew
+  static constexpr int64_t kStored = 48;  // neighbours of a group; of more they are found anew
 
   // Of each member the number of a pivot near it; pivots are members.
   std::vector<int32_t> nearest_pivots(const std::vector<int32_t>& members, float near) {
