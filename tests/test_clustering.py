@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from support.budget import LAYOUTS
-from support.clustering_cases import exact_case, hard_case, trained
+from support.clustering_cases import exact_case, hard_case, repeated_case, trained
 from torch import Tensor
 
 from discloss_cuda import (
@@ -53,6 +53,12 @@ def test_true_partition_where_the_loss_is_0() -> None:
 
 def test_one_large_instance_and_a_thousand_small_ones() -> None:
     case = hard_case()
+    ids = cluster_embeddings(case.embeddings, **case.options)
+    assert torch.equal(ids, case.labels)
+
+
+def test_a_round_that_keeps_no_mode_is_repeated_with_the_full_sample() -> None:
+    case = repeated_case()
     ids = cluster_embeddings(case.embeddings, **case.options)
     assert torch.equal(ids, case.labels)
 

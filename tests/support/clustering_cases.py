@@ -91,6 +91,30 @@ def hard_case(side: int = 1024, small: int = 1000) -> Exact:
     )
 
 
+def repeated_case() -> Exact:
+    """A round that keeps no mode: its sample has one point of each instance that it sees.
+
+    Round 1 samples every 52nd pixel, all of the one large instance, and leaves 600 instances of 8
+    pixels. Round 2 samples every 10th of those pixels, 480 points, each of another instance.
+    """
+    generator = np.random.default_rng(0)
+    pixels, step, small, size = 52 * 2000, 52, 600, 8
+    order = np.full(small * size, -1)
+    order[::10] = np.arange(480)
+    rest = np.repeat(np.arange(small), size - (np.arange(small) < 480))
+    order[order < 0] = generator.permutation(rest)
+    labels = np.ones(pixels, np.int64)
+    unseen = np.flatnonzero(np.arange(pixels) % step != 0)
+    labels[unseen[: len(order)]] = order + 2
+    means = separate_means(small + 2, 4, generator)
+    x = means[labels] + in_balls(pixels, 4, 0.49, generator)
+    return Exact(
+        torch.from_numpy(x.T.astype(np.float32).reshape(1, 4, step, -1)),
+        torch.from_numpy(ids_by_first_pixel(labels).reshape(1, step, -1)),
+        {"min_size": 8, "sample": 2048},
+    )
+
+
 def trained(
     shape: Sequence[int],
     instances: int,
