@@ -98,7 +98,7 @@ def repeated_case() -> Exact:
     pixels. Round 2 samples every 10th of those pixels, 480 points, each of another instance.
     """
     generator = np.random.default_rng(0)
-    pixels, step, small, size = 52 * 2000, 52, 600, 8
+    pixels, step, small, size = 52 * 2048, 52, 600, 8
     order = np.full(small * size, -1)
     order[::10] = np.arange(480)
     rest = np.repeat(np.arange(small), size - (np.arange(small) < 480))
