@@ -72,6 +72,7 @@ struct Norm<1> {
 
 // Normalisers of the terms (eq. 1-3), as factors. K = 0 and K = 1 have no pair and no NaN.
 
+// The pull: v_i = x_i - mu_k, h_i = [|v_i| - delta_var]_+
 // L_var = sum_k variance_factor(K, N_k) sum_i h_i^2
 DISCLOSS_HOST_DEVICE double variance_factor(int64_t instances, int64_t pixels) {
   return 1.0 / (static_cast<double>(instances) * static_cast<double>(pixels));
