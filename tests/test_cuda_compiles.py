@@ -196,7 +196,7 @@ def test_missing_compiler_is_an_error_that_helps(
     def none_found() -> None:
         raise NvccNotFoundError("found no CUDA toolkit")
 
-    monkeypatch.setattr("nvcc.find_toolkit", none_found)
+    monkeypatch.setattr("support.nvcc.find_toolkit", none_found)
     with pytest.raises(NvccNotFoundError) as error:
         require_toolkit()
     assert packages()
