@@ -11,11 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _vmap
+from . import _ops, _vmap
 
 __all__ = ["ClusterOps", "bind", "current", "use"]
-
-DISPATCH_KEYS = {"cpu": "CPU", "cuda": "CUDA"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,15 +61,7 @@ def bind(namespace: str) -> ClusterOps:
     torch.library.register_fake(f"{namespace}::cluster", fake)
     rule = _vmap.batching_rule(cluster, 1)  # offsets are the second argument
     torch.library.register_vmap(f"{namespace}::cluster", rule)
-    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
-    return ClusterOps(
-        cluster,
-        tuple(
-            device
-            for device, key in DISPATCH_KEYS.items()
-            if has_kernel(f"{namespace}::cluster", key)
-        ),
-    )
+    return ClusterOps(cluster, _ops.device_types(f"{namespace}::cluster"))
 
 
 _current = bind("discloss_cuda")

@@ -22,7 +22,7 @@ from ._autograd import (
     save_for_gradient,
 )
 
-__all__ = ["NUM_TERMS", "Ops", "Parameters", "bind", "current", "use"]
+__all__ = ["NUM_TERMS", "Ops", "Parameters", "bind", "current", "device_types", "use"]
 
 DISPATCH_KEYS = {"cpu": "CPU", "cuda": "CUDA"}
 ANY_NUMBERS = [0.0, 0.0, 0.0, 0.0, 0.0, 2.0]  # right parameters, where none matters
@@ -125,7 +125,6 @@ def bind(namespace: str) -> Ops:
     library.register_vmap(
         f"{namespace}::batch_offsets", _vmap.batch_offsets(ops.batch_offsets.default)
     )
-    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
     return Ops(
         forward=ops.forward.default,
         terms=_C.DirectForward(namespace).terms,
@@ -134,12 +133,14 @@ def bind(namespace: str) -> Ops:
         batch_offsets=ops.batch_offsets.default,
         check_forward=ops.check_forward.default,
         **scheduled,
-        device_types=tuple(
-            device
-            for device, key in DISPATCH_KEYS.items()
-            if has_kernel(f"{namespace}::forward", key)
-        ),
+        device_types=device_types(f"{namespace}::forward"),
     )
+
+
+def device_types(op: str) -> tuple[str, ...]:
+    """The devices for which this build has a kernel of an op, as in "discloss_cuda::forward"."""
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    return tuple(device for device, key in DISPATCH_KEYS.items() if has_kernel(op, key))
 
 
 _current = bind("discloss_cuda")
