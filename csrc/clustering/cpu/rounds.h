@@ -266,8 +266,7 @@ class Rounds {
     return made;
   }
 
-  // --- modes
-  // --------------------------------------------------------------------------------------
+  // --- modes -------------------------------------------------------------------------------------
 
   // Round 0. With classes a mode is of that of the pixel nearest to it, the first of equal ones.
   Points given_modes(const Given& given) {
@@ -356,8 +355,7 @@ class Rounds {
     return kept;
   }
 
-  // --- pixels to modes
-  // ----------------------------------------------------------------------------
+  // --- pixels to modes ---------------------------------------------------------------------------
 
   // Steps 5 and 6. source: of given modes. The number of modes that stay, or kNotFinite.
   int64_t settle(const Points& modes, const std::vector<int32_t>& source) {
