@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from . import _doors, _ops, _sharded
-from ._check_arguments import check_device, check_integers, check_sharding, check_size, cut
+from ._check_arguments import check_device, check_integers, check_sharding, check_size
+from ._messages import cut
 from .terms import DiscriminativeLossTerms
 
 if TYPE_CHECKING:

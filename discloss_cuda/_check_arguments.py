@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from . import _ops
+from ._messages import cut, describe
 from ._options import ShardedPackedOptions
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ CUDA_IS_MISSING = (
 REDUCTIONS = ("none", "mean", "sum")
 MOST_INSTANCES = 2**31 - 1  # slots are int32
 GRAD_SCALES = ("exact", "ddp")
-LONGEST_VALUE = 200  # characters of a value in a message
 # What other implementations call our keywords.
 OTHER_NAMES = {
     "delta_v": "delta_var",
@@ -41,18 +41,6 @@ OTHER_NAMES = {
     "delta_push": "delta_dist",
     "ignore_index": "ignore_label",
 }
-
-
-def describe(value: object) -> str:
-    """A wrong argument, for a message."""
-    if isinstance(value, Tensor):
-        return "a tensor"
-    return f"{cut(repr(value))} of type {type(value).__name__}"
-
-
-def cut(text: str) -> str:
-    """The beginning of a text that may be long."""
-    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."
 
 
 def refuse_unknown(function: str, unknown: Mapping[str, object]) -> NoReturn:

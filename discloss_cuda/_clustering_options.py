@@ -8,6 +8,8 @@ from typing import NamedTuple, TypedDict
 
 from torch import Tensor
 
+from ._messages import describe
+
 LEAST_MARGIN, MOST_MARGIN = 1e-15, 1e15  # float32 holds the squares (csrc/clustering)
 NEAR = 2.02  # of delta_var: below this two pixels may be of one instance
 MOST_SAMPLED = 65536
@@ -124,7 +126,3 @@ def whole(name: str, value: int, least: int, most: int) -> int:
     if not least <= value <= most:
         raise ValueError(f"{name}: expected a number from {least} to {most}, got {value}")
     return int(value)
-
-
-def describe(value: object) -> str:
-    return "a tensor" if isinstance(value, Tensor) else f"{value!r} of type {type(value).__name__}"

@@ -14,9 +14,9 @@ from ._clustering_options import (
     Clusters,
     ModuleClusteringOptions,
     PackedBatchClusteringOptions,
-    describe,
     whole,
 )
+from ._messages import describe
 
 __all__ = ["Clusters", "EmbeddingClustering", "cluster_embeddings", "cluster_embeddings_packed"]
 

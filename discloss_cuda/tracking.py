@@ -14,7 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._clustering_options import MOST, Clusters, describe, number, whole
+from ._clustering_options import MOST, Clusters, number, whole
+from ._messages import describe
 from .clustering import EmbeddingClustering
 
 __all__ = ["InstanceTracker", "Tracks"]
